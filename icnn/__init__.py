@@ -1,0 +1,1 @@
+"""Interlinked convolutional neural networks for face parsing (Zhou, Hu and Zhang)."""

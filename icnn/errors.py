@@ -1,0 +1,9 @@
+"""The one exception that stands for a user's mistake."""
+
+
+class InputError(ValueError):
+    """A user's mistake: what was expected, what came, which file, what to try.
+
+    Its text is one line. The commands print it on stderr and exit with 2;
+    nothing else in the package is caught on the way there.
+    """
