@@ -1,0 +1,133 @@
+"""The interlinked convolutional network of Fig. 1, as a graph.
+
+Four rows of convolutions work on the image at full, 1/2, 1/4 and 1/8 size::
+
+    row 1 (full)  conv --.-- conv --.-- conv --.-- conv ------------ conv -- 9 x 9 -- logits
+    row 2 (1/2)   conv --+-- conv --+-- conv --+-- conv ----- conv --'
+    row 3 (1/4)   conv --+-- conv --+-- conv --+-- conv --conv--'
+    row 4 (1/8)   conv --'-- conv --'-- conv --'-- conv --'
+                  round 0    round 1    round 2    round 3    output integration
+
+Before each of rounds 1 to 3 every row concatenates its own maps, the finer
+neighbour's, max-pooled, and the coarser neighbour's, upsampled (Sec. 2.2).
+Output integration carries row 4 up into row 1 (Sec. 2.3).
+"""
+
+from dataclasses import dataclass
+
+from minicnn import Graph
+from minicnn.layers import Concat, Conv2D, Input, Layer, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
+
+CHANNELS = (8, 16, 24, 32)
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the paper's text and the authors' released program do differently.
+
+    Attributes
+    ----------
+    pyramid : layer that halves the input image
+    down : layer that halves feature maps in an interlinking layer
+    up : layer that doubles them
+    first_window : window of the first convolution
+    initial : first weights, see `minicnn.layers.Conv2D`
+    """
+
+    pyramid: Layer
+    down: Layer
+    up: Layer
+    first_window: int
+    initial: str
+
+
+_RELEASED_POOL = MaxPool2D(window=3, stride=2, border=1)
+
+PRESETS = {
+    "paper": Preset(MeanPool2D(2), MaxPool2D(2, 2), UpsampleNearest2D(2), 5, "glorot_uniform"),
+    "released": Preset(
+        _RELEASED_POOL, _RELEASED_POOL, UpsampleNearest2D(2, parity=True), 9, "fan_in_uniform"
+    ),
+}  # fmt: skip
+
+
+def icnn_graph(labels: int, size: int, preset: str = "paper") -> Graph:
+    """Build the network.
+
+    Parameters
+    ----------
+    labels : int
+        L, background included: 9 in stage 1; 2, 2, 2 and 4 in stage 2.
+    size : int
+        Side of the square input in pixels, a multiple of 8.
+    preset : "paper" or "released"
+
+    Returns
+    -------
+    Graph
+        From images (3, size, size) to logits (labels, size, size).
+
+    Raises
+    ------
+    ValueError
+        For fewer than 2 labels, another size, or an unknown preset.
+    """
+    if labels < 2:
+        raise ValueError(f"expected at least 2 labels, background and one part, got {labels}")
+    if size < 8 or size % 8:
+        raise ValueError(f"expected a size that is a multiple of 8, got {size}")
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: expected one of {', '.join(PRESETS)}")
+    graph = Graph(preset=preset, labels=labels, size=size)
+    rows = _round0(graph, size, PRESETS[preset])
+    for number in range(1, ROUNDS + 1):
+        rows = _interlinked_round(graph, rows, number, PRESETS[preset])
+    _integrate(graph, rows, labels, PRESETS[preset])
+    return graph
+
+
+def _convolution(graph: Graph, name: str, source: str, filters: int, window: int, preset: Preset) -> str:
+    """Convolution and tanh: eq. (1)."""
+    graph.add(f"{name}/conv", Conv2D(filters, window, preset.initial), source)
+    return graph.add(f"{name}/tanh", Tanh(), f"{name}/conv")
+
+
+def _round0(graph: Graph, size: int, preset: Preset) -> list[str]:
+    """The input pyramid (Sec. 2.6) and the first convolution of every row."""
+    rows = []
+    image = graph.add("image", Input(3, size, size))
+    for k, filters in enumerate(CHANNELS, start=1):
+        if k > 1:
+            image = graph.add(f"row{k}/image", preset.pyramid, image)
+        rows.append(_convolution(graph, f"row{k}/round0", image, filters, preset.first_window, preset))
+    return rows
+
+
+def _interlinked_round(graph: Graph, rows: list[str], number: int, preset: Preset) -> list[str]:
+    """One interlinking layer and the convolution behind it, for every row: [own | finer | coarser]."""
+    linked = []
+    for k, own in enumerate(rows, start=1):
+        name = f"row{k}/round{number}"
+        sources = [own]
+        if k > 1:
+            sources.append(graph.add(f"{name}/finer", preset.down, rows[k - 2]))
+        if k < len(rows):
+            sources.append(graph.add(f"{name}/coarser", preset.up, rows[k]))
+        linked.append(graph.add(f"{name}/concat", Concat(), *sources))
+    return [
+        _convolution(graph, f"row{k}/round{number}", source, filters, 5, preset)
+        for k, (source, filters) in enumerate(zip(linked, CHANNELS, strict=True), start=1)
+    ]
+
+
+def _integrate(graph: Graph, rows: list[str], labels: int, preset: Preset) -> None:
+    """Sec. 2.3: from the coarsest row up, then the last convolution, without f."""
+    coarser = rows[-1]
+    filters = {3: 24, 2: 16, 1: 2 * (labels - 1) + 8}
+    for k in (3, 2, 1):
+        name = f"integrate/row{k}"
+        upsampled = graph.add(f"{name}/coarser", preset.up, coarser)
+        joined = graph.add(f"{name}/concat", Concat(), rows[k - 1], upsampled)
+        coarser = _convolution(graph, name, joined, filters[k], 5, preset)
+    graph.add("output/conv", Conv2D(labels, 9, preset.initial), coarser)

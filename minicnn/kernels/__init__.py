@@ -1,0 +1,121 @@
+"""The signature table of all kernels, and `get_backend`.
+
+A backend is a module of free functions. Every kernel of `SIGNATURES` exists in
+every backend under the same name with the same ordered arguments: outputs
+first, then inputs, then scratch, then sizes. The caller owns every array; a
+kernel allocates none, converts none and keeps no state.
+
+Shape letters, the same everywhere::
+
+    N batch   C input channels   O filters / output channels   K window
+    H W rows and columns of a plane       P Q rows and columns of a smaller or larger plane
+    D channels of a concatenation or of an upsampling with parity maps, D >= C
+    L labels  V parameters in the flat buffer
+
+Roles: ``out`` is overwritten, ``accumulate`` is overwritten when the kernel's
+last argument `add` is False and added to when it is True, ``in`` is only read,
+``scratch`` is a flat float array whose content means nothing before or after
+(its least length comes from the backend's `scratch_size`), ``scalar`` is a
+Python number.
+
+Besides the kernels a backend has ``NAME``, ``empty(shape, dtype)``,
+``zeros(shape, dtype)``, ``upload(destination, source)`` (from NumPy),
+``download(array)`` (to NumPy), ``scratch_size(kernel, **letters)`` and
+``threads(count)``, a context manager.
+"""
+
+import importlib
+import inspect
+from dataclasses import dataclass
+from types import ModuleType
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a kernel: its name, role, shape letters and dtype kind."""
+
+    name: str
+    role: str
+    shape: tuple[str, ...] = ()
+    dtype: str = "float"
+
+
+_TABLE = """
+conv2d_forward                 out y:N,O,H,W | in x:N,C,H,W | in w:O,C,K,K | in b:O | scratch s
+conv2d_backward_data           accumulate dx:N,C,H,W | in dy:N,O,H,W | in w:O,C,K,K | scratch s | scalar add
+conv2d_backward_weights        out dw:O,C,K,K | out db:O | in dy:N,O,H,W | in x:N,C,H,W | scratch s
+max_pool2d_forward             out y:N,C,P,Q | in x:N,C,H,W | scalar window | scalar stride | scalar border
+max_pool2d_backward            accumulate dx:N,C,H,W | in dy:N,C,P,Q | in x:N,C,H,W | in y:N,C,P,Q | scratch s \
+| scalar window | scalar stride | scalar border | scalar add
+mean_pool2d_forward            out y:N,C,P,Q | in x:N,C,H,W | scalar window
+mean_pool2d_backward           accumulate dx:N,C,H,W | in dy:N,C,P,Q | scratch s | scalar window | scalar add
+upsample_nearest2d_forward     out y:N,D,P,Q | in x:N,C,H,W | scalar factor
+upsample_nearest2d_backward    accumulate dx:N,C,H,W | in dy:N,D,P,Q | scalar factor | scalar add
+parity_maps                    out y:N,D,H,W | scalar offset
+concat_forward                 out y:N,D,H,W | in x:N,C,H,W | scalar offset
+concat_backward                accumulate dx:N,C,H,W | in dy:N,D,H,W | scalar offset | scalar add
+tanh_forward                   out y:N,C,H,W | in x:N,C,H,W
+tanh_backward                  accumulate dx:N,C,H,W | in dy:N,C,H,W | in y:N,C,H,W | scratch s | scalar add
+softmax_cross_entropy_forward  out loss: | out total: | out p:N,L,H,W | in z:N,L,H,W | in t:N,H,W:int32 \
+| in weights:N,H,W | scratch s
+softmax_cross_entropy_backward out dz:N,L,H,W | in p:N,L,H,W | in t:N,H,W:int32 | in weights:N,H,W | in total: \
+| scratch s
+sgd_update                     out values:V | out velocity:V | in gradients:V | scratch s | scalar lr \
+| scalar momentum | scalar nesterov | scalar weight_decay | scalar shrink
+"""
+
+
+def _parse_argument(text: str) -> Argument:
+    role, _, rest = text.strip().partition(" ")
+    name, _, rest = rest.partition(":")
+    shape, _, dtype = rest.partition(":")
+    return Argument(name, role, tuple(shape.split(",")) if shape else (), dtype or "float")
+
+
+#: kernel name -> its ordered arguments; the one place where they are written down.
+SIGNATURES: dict[str, tuple[Argument, ...]] = {
+    line.split()[0]: tuple(_parse_argument(part) for part in line.split(None, 1)[1].split("|"))
+    for line in _TABLE.strip().splitlines()
+}
+
+_MODULES = {"numpy": "reference", "numba": "cpu"}
+
+
+class BackendError(RuntimeError):
+    """A backend is unknown, cannot be used on this machine, or breaks the signature table."""
+
+
+def check_backend(module: ModuleType) -> None:
+    """Compare a backend with `SIGNATURES`.
+
+    Raises
+    ------
+    BackendError
+        Naming the first kernel that is missing or whose arguments differ.
+    """
+    for kernel, arguments in SIGNATURES.items():
+        function = getattr(module, kernel, None)
+        if function is None:
+            raise BackendError(f"backend {module.NAME!r} lacks the kernel {kernel}")
+        expected = [argument.name for argument in arguments]
+        actual = list(inspect.signature(getattr(function, "py_func", function)).parameters)
+        if actual != expected:
+            raise BackendError(
+                f"backend {module.NAME!r}: {kernel} takes ({', '.join(actual)}), "
+                f"the table says ({', '.join(expected)})"
+            )
+
+
+def get_backend(name: str) -> ModuleType:
+    """Load the backend `name` ("numpy" or "numba") and check it against the table.
+
+    Raises
+    ------
+    BackendError
+        If the name is unknown or the backend cannot be used here.
+    """
+    if name not in _MODULES:
+        raise BackendError(f"unknown backend {name!r}: expected one of {', '.join(sorted(_MODULES))}")
+    module = importlib.import_module(f"minicnn.kernels.{_MODULES[name]}")
+    check_backend(module)
+    return module

@@ -1,0 +1,281 @@
+"""Backend "numpy": the reference, written beside the equations.
+
+Any float dtype. Convolution is plain im2col and matrix multiplication; every
+other kernel is a few strided slices. Shapes and roles: `minicnn.kernels`.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from threadpoolctl import ThreadpoolController
+
+NAME = "numpy"
+
+empty = np.empty
+zeros = np.zeros
+download = np.asarray
+_BLAS = ThreadpoolController()
+
+
+def upload(destination: np.ndarray, source: np.ndarray) -> None:
+    """Copy a NumPy array of the same shape into `destination`, converting the dtype."""
+    np.copyto(destination, source, casting="unsafe")
+
+
+def threads(count: int) -> AbstractContextManager:
+    """Limit the BLAS behind NumPy to `count` threads inside a ``with`` block."""
+    return _BLAS.limit(limits=count, user_api="blas")
+
+
+def scratch_size(kernel: str, **size: int) -> int:
+    """Elements of scratch that `kernel` needs for the sizes given as shape letters."""
+    if kernel.startswith("conv2d"):
+        c, o, k, h, w = size["C"], size["O"], size["K"], size["H"], size["W"]
+        return c * (h + k - 1) * (w + k - 1) + c * k * k * h * w + o * c * k * k
+    if kernel == "max_pool2d_backward":
+        return 2 * size["N"] * size["C"] * size["P"] * size["Q"]
+    if kernel == "mean_pool2d_backward":
+        return size["N"] * size["C"] * size["P"] * size["Q"]
+    if kernel == "tanh_backward":
+        return size["N"] * size["C"] * size["H"] * size["W"]
+    if kernel.startswith("softmax_cross_entropy"):
+        return 3 * size["N"] * size["H"] * size["W"]
+    if kernel == "sgd_update":
+        return size["V"]
+    return 0
+
+
+# ---- convolution, eq. (1): y[o, i, j] = b[o] + sum over c, u, v of w[o, c, u, v] x[c, i + u - before, j + v - before]
+
+
+def _padding(k: int) -> int:
+    """Rows of zeros above and columns to the left of a plane: the output keeps its size.
+
+    An even window looks one further back than ahead, as `scipy.signal.correlate2d(mode="same")`.
+    """
+    return k // 2
+
+
+def _im2col(x: np.ndarray, k: int, before: int, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Unfold one image (C, H, W) into columns (C K K, H W) in scratch; return them and the scratch left."""
+    c, h, w = x.shape
+    rows, columns = h + k - 1, w + k - 1
+    padded, s = s[: c * rows * columns].reshape(c, rows, columns), s[c * rows * columns :]
+    padded[...] = 0
+    padded[:, before : before + h, before : before + w] = x
+    along_c, along_h, along_w = padded.strides
+    windows = as_strided(padded, (c, k, k, h, w), (along_c, along_h, along_w, along_h, along_w))
+    col = s[: c * k * k * h * w]
+    np.copyto(col.reshape(c, k, k, h, w), windows)
+    return col.reshape(c * k * k, h * w), s[col.size :]
+
+
+def conv2d_forward(y, x, w, b, s):
+    """y = x correlated with w (zero padded, stride 1) + b; eq. (1) of the paper without f."""
+    o, k = w.shape[0], w.shape[2]
+    for n in range(x.shape[0]):
+        col, _ = _im2col(x[n], k, _padding(k), s)
+        np.matmul(w.reshape(o, -1), col, out=y[n].reshape(o, -1))
+    y += b[:, None, None]
+
+
+def conv2d_backward_data(dx, dy, w, s, add):
+    """dx: the columns' gradient is w^T dy; every input pixel gathers it from the windows it was in."""
+    n_images, c, h, width = dx.shape
+    o, k = w.shape[0], w.shape[2]
+    before, rows, columns = _padding(k), h + k - 1, width + k - 1
+    padded = s[: c * rows * columns].reshape(c, rows, columns)
+    dcol = s[padded.size : padded.size + c * k * k * h * width].reshape(c * k * k, h * width)
+    for n in range(n_images):
+        np.matmul(w.reshape(o, -1).T, dy[n].reshape(o, -1), out=dcol)
+        windows = dcol.reshape(c, k, k, h, width)
+        padded[...] = 0
+        for u in range(k):
+            for v in range(k):
+                padded[:, u : u + h, v : v + width] += windows[:, u, v]
+        _store(dx[n], padded[:, before : before + h, before : before + width], add)
+
+
+def conv2d_backward_weights(dw, db, dy, x, s):
+    """dw = sum over images of dy col^T; db = dy summed over images and pixels."""
+    o, k = dw.shape[0], dw.shape[2]
+    dw[...] = 0
+    for n in range(x.shape[0]):
+        col, rest = _im2col(x[n], k, _padding(k), s)
+        product = rest[: dw.size].reshape(o, -1)
+        np.matmul(dy[n].reshape(o, -1), col.T, out=product)
+        dw += product.reshape(dw.shape)
+    np.sum(dy, axis=(0, 2, 3), out=db)
+
+
+def _store(destination: np.ndarray, value: np.ndarray, add: bool) -> None:
+    if add:
+        destination += value
+    else:
+        destination[...] = value
+
+
+# ---- pooling, upsampling, concatenation (Sec. 2.2)
+
+
+def _window_slices(
+    shape: tuple[int, ...], pooled: tuple[int, ...], window: int, stride: int, border: int
+) -> Iterator[tuple[tuple, tuple]]:
+    """For each position in the window, row-major: the outputs that reach a pixel there, and those pixels."""
+
+    def one_axis(offset: int, size: int, out: int) -> tuple[slice, slice]:
+        first = max(0, -((offset - border) // stride))
+        stop = min(out, (size - 1 - offset + border) // stride + 1)
+        start = first * stride + offset - border
+        return slice(first, stop), slice(start, start + (stop - first - 1) * stride + 1, stride)
+
+    for u in range(window):
+        rows_out, rows_in = one_axis(u, shape[2], pooled[2])
+        for v in range(window):
+            columns_out, columns_in = one_axis(v, shape[3], pooled[3])
+            yield (..., rows_out, columns_out), (..., rows_in, columns_in)
+
+
+def max_pool2d_forward(y, x, window, stride, border):
+    """y[i, j] = max of x[stride i - border + u, stride j - border + v], u, v < window; outside counts as -inf."""
+    y[...] = -np.inf
+    for out, pixel in _window_slices(x.shape, y.shape, window, stride, border):
+        np.maximum(y[out], x[pixel], out=y[out])
+
+
+def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
+    """Each dy goes to the first maximum of its window in row-major order."""
+    if not add:
+        dx[...] = 0
+    left = s[: dy.size].reshape(dy.shape)  # what no pixel has taken yet
+    hits = s[dy.size : 2 * dy.size].view(np.bool_)[: dy.size].reshape(dy.shape)
+    left[...] = dy
+    for out, pixel in _window_slices(x.shape, y.shape, window, stride, border):
+        hit, gradient = hits[out], dx[pixel]
+        np.equal(x[pixel], y[out], out=hit)
+        np.add(gradient, left[out], out=gradient, where=hit)
+        np.copyto(left[out], 0, where=hit)
+
+
+def mean_pool2d_forward(y, x, window):
+    """y = mean of the window x window tiles of x."""
+    y[...] = 0
+    for out, pixel in _window_slices(x.shape, y.shape, window, window, 0):
+        y[out] += x[pixel]
+    y *= 1 / window**2
+
+
+def mean_pool2d_backward(dx, dy, s, window, add):
+    """Each pixel of a tile gets dy / window^2."""
+    if not add:
+        dx[...] = 0
+    share = s[: dy.size].reshape(dy.shape)
+    np.multiply(dy, 1 / window**2, out=share)
+    for out, pixel in _window_slices(dx.shape, dy.shape, window, window, 0):
+        dx[pixel] += share[out]
+
+
+def upsample_nearest2d_forward(y, x, factor):
+    """y[i, j] = x[i // factor, j // factor], into the first C channels of y."""
+    for u in range(factor):
+        for v in range(factor):
+            y[:, : x.shape[1], u::factor, v::factor] = x
+
+
+def upsample_nearest2d_backward(dx, dy, factor, add):
+    """dx[i, j] = sum of dy over the factor x factor copies of pixel (i, j)."""
+    if not add:
+        dx[...] = 0
+    for u in range(factor):
+        for v in range(factor):
+            dx += dy[:, : dx.shape[1], u::factor, v::factor]
+
+
+def parity_maps(y, offset):
+    """Channel `offset` of y: 0 on even columns, 1 on odd ones; the next channel: likewise by row."""
+    y[:, offset, :, 0::2] = 0
+    y[:, offset, :, 1::2] = 1
+    y[:, offset + 1, 0::2] = 0
+    y[:, offset + 1, 1::2] = 1
+
+
+def concat_forward(y, x, offset):
+    """Copy x into the channels of y that begin at `offset`."""
+    y[:, offset : offset + x.shape[1]] = x
+
+
+def concat_backward(dx, dy, offset, add):
+    """dx = the channels of dy that begin at `offset`."""
+    _store(dx, dy[:, offset : offset + dx.shape[1]], add)
+
+
+# ---- activation, loss, update
+
+
+def tanh_forward(y, x):
+    """y = tanh(x), the f of eq. (1)."""
+    np.tanh(x, out=y)
+
+
+def tanh_backward(dx, dy, y, s, add):
+    """dx = dy (1 - y^2)."""
+    product = s[: y.size].reshape(y.shape)
+    np.multiply(y, y, out=product)
+    np.subtract(1, product, out=product)
+    product *= dy
+    _store(dx, product, add)
+
+
+def _labelled(t: np.ndarray, labels: int, s: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """For each label: the label and the mask t == label, kept in scratch."""
+    hit = s[: t.size].view(np.bool_)[: t.size].reshape(t.shape)
+    for label in range(labels):
+        np.equal(t, label, out=hit)
+        yield label, hit
+
+
+def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
+    """p = softmax of z over the labels; total = sum of weights; loss = sum of -weights log p[t] / total."""
+    pixels = weights.size
+    peak = s[:pixels].reshape(weights.shape)
+    norm = s[pixels : 2 * pixels].reshape(weights.shape)
+    np.max(z, axis=1, out=peak)
+    np.subtract(z, peak[:, None], out=p)
+    np.exp(p, out=p)
+    np.sum(p, axis=1, out=norm)
+    p /= norm[:, None]
+    # -log p[t] = log(norm) + peak - z[t], which stays finite where p[t] underflows
+    np.log(norm, out=norm)
+    norm += peak
+    for label, hit in _labelled(t, z.shape[1], s[2 * pixels :]):
+        np.subtract(norm, z[:, label], out=norm, where=hit)
+    norm *= weights
+    total[...] = np.sum(weights, dtype=np.float64)
+    loss[...] = np.sum(norm, dtype=np.float64) / total
+
+
+def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
+    """dz = weights (p - onehot(t)) / total."""
+    for label, hit in _labelled(t, p.shape[1], s):
+        np.subtract(p[:, label], hit, out=dz[:, label])
+    dz *= weights[:, None]
+    dz /= total
+
+
+def sgd_update(values, velocity, gradients, s, lr, momentum, nesterov, weight_decay, shrink):
+    """One step of `minicnn.sgd.SGD` on the flat buffers."""
+    step = s[: values.size]
+    np.multiply(values, weight_decay, out=step)
+    step += gradients
+    step *= -lr
+    velocity *= momentum
+    velocity += step
+    values *= shrink
+    if nesterov:
+        values += step
+        np.multiply(velocity, momentum, out=step)
+        values += step
+    else:
+        values += velocity

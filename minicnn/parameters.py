@@ -1,0 +1,67 @@
+"""All learnt numbers of a network in one flat buffer, with named views into it."""
+
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+
+import numpy as np
+
+from minicnn.graph import Graph
+
+
+class Views(Mapping[str, np.ndarray]):
+    """Read-only mapping "node/array" -> writable view of one flat buffer."""
+
+    def __init__(self, flat, shapes: Mapping[str, tuple[int, ...]]):
+        self._views = {}
+        offset = 0
+        for name, shape in shapes.items():
+            size = int(np.prod(shape))
+            self._views[name] = flat[offset : offset + size].reshape(shape)
+            offset += size
+
+    def __getitem__(self, name: str):
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
+class Parameters:
+    """Flat buffers of one network: values, gradients and the optimiser's velocity.
+
+    Parameters
+    ----------
+    graph : Graph
+    kernels : module
+        The backend that owns the buffers.
+    dtype : str
+        "float32" or "float64".
+
+    Attributes
+    ----------
+    flat, flat_gradients, flat_velocity : (V,) backend arrays
+    values, gradients : Views
+        "node/array" -> view.
+    """
+
+    def __init__(self, graph: Graph, kernels: ModuleType, dtype: str):
+        shapes = graph.parameter_shapes
+        count = sum(int(np.prod(shape)) for shape in shapes.values())
+        self.flat = kernels.zeros(count, dtype)
+        self.flat_gradients = kernels.zeros(count, dtype)
+        self.flat_velocity = kernels.zeros(count, dtype)
+        self.values = Views(self.flat, shapes)
+        self.gradients = Views(self.flat_gradients, shapes)
+        self._graph = graph
+        self._kernels = kernels
+
+    def initialise(self, rng: np.random.Generator) -> None:
+        """Draw first values, layer by layer in the order of the graph; velocity becomes 0."""
+        for node in self._graph.nodes.values():
+            for array, shape in node.parameters.items():
+                drawn = node.layer.initialise(array, shape, rng)
+                self._kernels.upload(self.values[f"{node.name}/{array}"], drawn)
+        self.flat_velocity[...] = 0
