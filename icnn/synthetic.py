@@ -163,7 +163,7 @@ class _Canvas:
         self.hair = _pick(rng, HAIR[:3] if dark else HAIR, 6)
         rosy = _mix(self.skin * 0.9, self.skin * (0.92, 0.64, 0.66), rng.uniform(0.4, 1.2))
         self.lip = rng.uniform((110, 10, 20), (235, 90, 120)) if rng.random() < 0.2 else rosy
-        self.gape = max(0.0, rng.normal(-1, 6))  # opening of the mouth, pixels
+        self.gape = max(0.0, rng.normal(0, 6.5))  # opening of the mouth, pixels
         self.light = rng.normal(0, 0.55)  # > 0: from the right
         self.wide = 60 * rng.uniform(0.9, 1.1)  # half the head's width
         self.long = rng.uniform(0.94, 1.06)  # of the lower face
@@ -177,17 +177,15 @@ class _Canvas:
 
     def coverage(self, shape: Shape, blur: float = 0.0, lift: float | None = 0.0) -> tuple[Box, np.ndarray]:
         """Soft mask of a shape: the rows and columns that it may touch and the shares in [0, 1] there."""
-        polygons = shape if isinstance(shape, list) else [shape]
-        points, margin = self.pose.project(np.concatenate(polygons), lift), 3 * blur * self.pose.scale + 1
-        polygons = np.split(points, np.cumsum([len(polygon) for polygon in polygons[:-1]], dtype=int))
-        (left, top), (right, bottom) = (
-            (points.min(0) - margin).tolist(),
-            (points.max(0) + margin + 1).tolist(),
+        several = isinstance(shape, list)
+        points = self.pose.project(np.concatenate(shape) if several else shape, lift)
+        polygons = (
+            np.split(points, np.cumsum([len(p) for p in shape[:-1]], dtype=int)) if several else [points]
         )
-        rows, columns = (
-            slice(max(0, min(int(low), self.size)), max(0, min(int(high), self.size)))
-            for low, high in ((top, bottom), (left, right))
-        )
+        margin = 3 * blur * self.pose.scale + 1
+        low = np.maximum(points.min(0) - margin, 0).astype(int).tolist()
+        high = np.maximum(points.max(0) + margin + 1, 0).astype(int).tolist()
+        columns, rows = (slice(min(a, self.size), min(b, self.size)) for a, b in zip(low, high, strict=True))
         box = (rows, columns)
         return box, self._raster(polygons, box, blur)
 
@@ -266,9 +264,8 @@ def _background(c: _Canvas) -> None:
     share = np.clip(0.5 + np.float32(rng.uniform(0.1, 0.45)) * field, 0, 1)
     c.image[:] = _textured(first, 1 - share) + _textured(second, share)
     for _ in range(rng.integers(0, 6)):
-        spot = _ellipse(
-            *rng.uniform(-150, 150, 2).tolist(), *rng.uniform(5, 50, 2).tolist(), rng.uniform(0, np.pi)
-        )
+        (x, y), (rx, ry) = rng.uniform(-150, 150, 2), rng.uniform(5, 50, 2)
+        spot = _ellipse(x, y, rx, ry, rng.uniform(0, np.pi))
         c.paint(spot, _paint_colour(rng), rng.uniform(0.3, 1), rng.uniform(1, 9), None)
 
 
@@ -293,7 +290,8 @@ def _distractor(c: _Canvas, x: float, y: float, grow: float, alpha: float, lift:
 def _scatter(c: _Canvas) -> None:
     """Distractors around the head."""
     for _ in range(c.rng.integers(0, 7)):
-        _distractor(c, *c.rng.uniform(-150, 150, 2).tolist(), 1, c.rng.uniform(0.5, 1), None)
+        x, y = c.rng.uniform(-150, 150, 2)
+        _distractor(c, x, y, 1, c.rng.uniform(0.5, 1), None)
 
 
 def _blemishes(c: _Canvas) -> None:
@@ -443,13 +441,13 @@ def _eye(
     c.paint(eye, WHITE * (0.9, 0.88, 0.86) * c.rng.uniform(0.78, 1))
     r, ix, iy = wide * 0.47, middle + look[0] * wide * 0.45, y + high * (0.25 * look[1] - 0.1)
     c.paint(_ellipse(ix, iy, r, r), iris * 0.55, clip=eye)
-    c.paint(_ellipse(ix, iy, r * 0.82, r * 0.82), iris, blur=0.4, clip=eye)
+    c.paint(_ellipse(ix, iy, r * 0.82, r * 0.82), iris, clip=eye)
     c.paint(_ellipse(ix, iy, r * 0.42, r * 0.42), BLACK, clip=eye)
     c.paint(_ribbon(x, upper + 0.8, 2.6), BLACK, 0.45, 0.9, clip=eye)  # the lid's shadow
     c.paint(_ellipse(ix + math.copysign(1.6, c.light), iy - r * 0.35, 1.1, 1.1), WHITE, 0.9, clip=eye)
     lash = _mix(c.hair * 0.4, c.shade(0.25), 0.5)
-    c.paint(_ribbon(x, upper, 1 + np.abs(np.sin(t + 1))), lash, 0.9, 0.3)
-    c.paint(_ribbon(x, lower, 0.9), c.shade(0.5, 1.15), 0.6, 0.3)
+    c.paint(_ribbon(x, upper, 1 + np.abs(np.sin(t + 1))), lash, 0.9)
+    c.paint(_ribbon(x, lower, 0.9), c.shade(0.5, 1.15), 0.6)
 
 
 def _eyebrows(c: _Canvas) -> None:
@@ -474,8 +472,8 @@ def _eyebrows(c: _Canvas) -> None:
 def _nose(c: _Canvas) -> None:
     """Label: nasion to below the nostrils; seen by its flanks, wings, nostrils, shadow and highlights."""
     rng, lift = c.rng, 4.0
-    top, end, flare = rng.uniform(-43, -37), rng.uniform(6, 12), rng.uniform(8, 12)
-    bridge, wing = rng.uniform(5.5, 8), rng.uniform(15.5, 21)
+    top, end, flare = rng.uniform(-42, -36), rng.uniform(5, 11), rng.uniform(8, 12)
+    bridge, wing = rng.uniform(5.5, 8.5), rng.uniform(16, 22)
     x = [bridge, bridge * 0.95, bridge + 3, wing * 0.82, wing, wing * 0.8, wing * 0.35, 0]
     y = [top, top + 12, end - 24, end - flare, end - 6, end - 1, end + 1.5, end + 2.5]
     nose = _smooth(_mirrored(x, y), 5)
@@ -489,13 +487,8 @@ def _nose(c: _Canvas) -> None:
         flank = _points(side * np.array(x), [top, top + 2, end - 24, end - 6, end - 2, end - 16])
         c.paint(flank, c.shade(0.6, 1.1), alpha, 1.8, lift)
         x = side * wing * np.array([0.8, 0.98, 0.98, 0.78])
-        c.paint(
-            _ribbon(x, [end - flare - 1, end - 7, end - 4, end - 1], 1.8),
-            dark,
-            rng.uniform(0.5, 0.9),
-            0.7,
-            lift,
-        )
+        crease = _ribbon(x, [end - flare - 1, end - 7, end - 4, end - 1], 1.8)
+        c.paint(crease, dark, rng.uniform(0.5, 0.9), 0.7, lift)
         nostril = _ellipse(side * wing * 0.43, end - 2.5, wing * 0.23, rng.uniform(1.4, 2.6), -side * 0.3)
         c.paint(nostril, c.shade(0.2, 1.1), 0.9, 0.7, lift)
     c.paint(_ribbon(wing * np.array([-0.75, 0, 0.75]), [end, end + 2.5, end], 2.6), dark, 0.55, 1.2, lift)
@@ -507,8 +500,8 @@ def _nose(c: _Canvas) -> None:
 def _mouth(c: _Canvas) -> None:
     """Three strips between four curves from corner to corner, t in [-1, 1]."""
     rng, t = c.rng, np.linspace(-1, 1, 25)
-    wide, smile, y = rng.uniform(20, 29) + 0.15 * c.gape, rng.normal(3, 4), rng.uniform(20, 25) * c.long
-    up, low, gap = rng.uniform(3.5, 8.5), rng.uniform(5.5, 11), 0.5 + c.gape / 2
+    wide, smile, y = rng.uniform(21, 30) + 0.15 * c.gape, rng.normal(3, 4), rng.uniform(20, 25) * c.long
+    up, low, gap = rng.uniform(4, 9.5), rng.uniform(6, 12), 0.5 + c.gape / 2
     inside = np.sqrt(np.clip(1 - (t / 0.93) ** 2, 0, 1))
     bow = 1 - np.abs(t) ** 1.6 - 0.24 * np.exp(-((t / 0.16) ** 2))
     x, bend = wide * t, y - smile * t * t
@@ -524,7 +517,7 @@ def _mouth(c: _Canvas) -> None:
     gloss = _ellipse(-math.copysign(3, c.light), y + 1.4 * gap + 0.45 * low, wide * 0.4, low * 0.16)
     c.paint(gloss, _mix(c.lip, WHITE, 0.4), rng.uniform(0.1, 0.8), 1.2)
     dark = np.array([58, 22, 22]) * rng.uniform(0.4, 1.2)
-    c.paint(inner, dark, 1, 0.25)
+    c.paint(inner, dark)
     if c.gape > 2.5 and rng.random() < 0.35:
         c.paint(
             _ellipse(0, y + 1.5 * gap, wide * 0.5, gap * 0.8), np.array([176, 84, 84]), 0.9, 0.8, clip=inner

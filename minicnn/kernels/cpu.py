@@ -16,12 +16,15 @@ Shapes and roles: `minicnn.kernels`. float32 and float64 run through the same co
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
+
+from minicnn.kernels.simd import TILE_REGISTERS, TILE_VECTORS, VECTOR_BYTES, correlate_tile, lanes, product_tile
 
 NAME = "numba"
 
@@ -34,9 +37,7 @@ _FAST = {"contract", "reassoc", "nsz", "arcp"}
 _SERIAL = {"fastmath": _FAST, "error_model": "numpy", "cache": True, "nogil": True}
 _PARALLEL = {**_SERIAL, "parallel": True}
 
-TAPS = 5  # window columns that one pass of the inner loop handles
-FILTERS = 4  # output channels that share what it loads
-BAND = 1024  # flat positions of a tile: FILTERS * BAND sums stay in the first-level cache
+STRIP = 512  # flat positions that the weight gradient handles at a time: what it reads stays in the nearest cache
 
 
 def upload(destination: np.ndarray, source: np.ndarray) -> None:
@@ -59,25 +60,34 @@ def threads(count: int) -> Iterator[None]:
 
 
 @njit(**_SERIAL)
-def _tap_groups(k):
-    return (k + TAPS - 1) // TAPS
-
-
-@njit(**_SERIAL)
 def _row_stride(w, k):
     return w + k // 2
 
 
-@njit(**_SERIAL)
-def _positions(h, w, k):
-    """Flat positions from the first output to the last, gaps included."""
-    return (h - 1) * _row_stride(w, k) + w
+def _positions(h: int, w: int, k: int, itemsize: int) -> int:
+    """Flat positions from the first output to the last, gaps included, rounded up to whole tiles."""
+    tile = TILE_VECTORS * lanes(itemsize)
+    exact = (h - 1) * (w + k // 2) + w
+    return (exact + tile - 1) // tile * tile
 
 
-@njit(**_SERIAL)
-def _plane_size(h, w, k):
-    """Elements of a padded plane, and of zeros behind it that windows rounded up to TAPS columns may read."""
-    return (h + k - 1) * _row_stride(w, k) + k + TAPS
+def _plane_size(h: int, w: int, k: int, itemsize: int) -> int:
+    """Elements of a padded plane, with the zeros behind it that the last tile and rounded-up taps read."""
+    reach = (k - 1) * (w + k // 2) + 2 * k
+    return _positions(h, w, k, itemsize) + reach
+
+
+def _tile_filters(filters: int) -> int:
+    """Filters of a tile: the fewest empty rows in the last one, then the largest tile."""
+    most = TILE_REGISTERS // (TILE_VECTORS + 1)
+    sizes = range(min(filters, most, 4), min(filters, most) + 1)
+    return min(sizes, key=lambda size: (-(-filters // size) * size, -size))
+
+
+def _tile_taps(k: int) -> tuple[int, int]:
+    """Window columns and filters of a weight-gradient tile: as many sums as registers."""
+    taps = min(k, 9)
+    return taps, max(1, TILE_REGISTERS // taps)
 
 
 def scratch_size(kernel: str, **size: int) -> int:
@@ -86,242 +96,183 @@ def scratch_size(kernel: str, **size: int) -> int:
         return size["N"] * size["H"] * (2 * size["W"] + 1)
     if not kernel.startswith("conv2d"):
         return 0
-    n, c, o, k = size["N"], size["C"], size["O"], size["K"]
-    planes = n * (c + o) * _plane_size(size["H"], size["W"], k)
-    blocks = max(_blocks(c), _blocks(o))
-    packed = blocks * FILTERS * max(c, o) * k * _tap_groups(k) * TAPS
-    tiles = n * blocks * FILTERS * BAND
-    sums = blocks * max(c, o) * k * _tap_groups(k) * TAPS * FILTERS
-    return planes + packed + max(tiles, sums)
+    n, c, o, h, w, k = (size[letter] for letter in "NCOHWK")
+    planes = n * (c + o) * _plane_size(h, w, k, 4)
+    if kernel == "conv2d_backward_weights":
+        taps, block = _tile_taps(k)
+        return planes + n * block * _plane_size(h, w, k, 4) + -(-o // block) * c * _sums_size(k, taps, block)
+    filters = o if kernel == "conv2d_forward" else c
+    padded = filters + 9
+    return planes + padded * (c + o) * k * k + padded + n * padded * _positions(h, w, k, 4)
 
 
-@njit(**_SERIAL)
-def _blocks(filters):
-    return (filters + FILTERS - 1) // FILTERS
+def _sums_size(k: int, taps: int, block: int) -> int:
+    """Scratch of one weight-gradient task: a vector for every filter, window row and (rounded up) column."""
+    return k * -(-k // taps) * block * taps * lanes(4)
+
+
+def _split(s, *shape):
+    """The first elements of scratch in the given shape, and the rest."""
+    size = math.prod(shape)
+    return s[:size].reshape(shape), s[size:]
 
 
 @njit(**_PARALLEL)
 def _pad(planes, x, k, before):
-    """Copy x (N, C, H, W) into zeroed flat planes (N C, plane size), `before` rows and columns in."""
+    """Copy x (N, C, H, W) into zeroed flat planes (N, C or more, plane size), `before` rows and columns in."""
     n_images, channels, h, w = x.shape
     stride = _row_stride(w, k)
-    for task in prange(n_images * channels):
-        n, c = task // channels, task % channels
-        plane = planes[task]
+    for task in prange(n_images * planes.shape[1]):
+        n, c = task // planes.shape[1], task % planes.shape[1]
+        plane = planes[n, c]
         plane[:] = 0
-        for i in range(h):
-            start = (i + before) * stride + before
-            row = x[n, c, i]
-            target = plane[start : start + w]
-            for j in range(w):
-                target[j] = row[j]
+        if c < channels:
+            for i in range(h):
+                start = (i + before) * stride + before
+                row = x[n, c, i]
+                target = plane[start : start + w]
+                for j in range(w):
+                    target[j] = row[j]
 
 
 # ---- convolution, eq. (1)
 
 
-@njit(**_SERIAL)
-def _add_taps4(sums, x, weights, count):
-    """sums[f, p] += sum over v of weights[f, v] x[p + v], for 4 filters and 5 taps."""
-    a0, a1, a2, a3, a4 = weights[0, 0], weights[0, 1], weights[0, 2], weights[0, 3], weights[0, 4]
-    b0, b1, b2, b3, b4 = weights[1, 0], weights[1, 1], weights[1, 2], weights[1, 3], weights[1, 4]
-    c0, c1, c2, c3, c4 = weights[2, 0], weights[2, 1], weights[2, 2], weights[2, 3], weights[2, 4]
-    d0, d1, d2, d3, d4 = weights[3, 0], weights[3, 1], weights[3, 2], weights[3, 3], weights[3, 4]
-    for p in range(count):
-        x0, x1, x2, x3, x4 = x[p], x[p + 1], x[p + 2], x[p + 3], x[p + 4]
-        sums[p] += a0 * x0 + a1 * x1 + a2 * x2 + a3 * x3 + a4 * x4
-        sums[BAND + p] += b0 * x0 + b1 * x1 + b2 * x2 + b3 * x3 + b4 * x4
-        sums[2 * BAND + p] += c0 * x0 + c1 * x1 + c2 * x2 + c3 * x3 + c4 * x4
-        sums[3 * BAND + p] += d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3 + d4 * x4
+@cache
+def _correlate(filters: int):
+    """Compile the correlation for tiles of so many filters."""
 
+    @njit(**_PARALLEL)
+    def correlate(y, planes, packed, b, sums, k, add):
+        """y = planes correlated with packed weights + b; one task for each image and block of filters."""
+        n_images, real_filters, h, w = y.shape
+        channels, plane_size = planes.shape[1:]
+        stride, blocks, positions = _row_stride(w, k), packed.shape[0], sums.shape[2]
+        tile = TILE_VECTORS * VECTOR_BYTES // planes.itemsize
+        x_flat, w_flat, y_flat = planes.reshape(-1), packed.reshape(-1), sums.reshape(-1)
+        for task in prange(n_images * blocks):
+            n, block = task // blocks, task % blocks
+            for p in range(0, positions, tile):
+                correlate_tile(
+                    filters,
+                    y_flat,
+                    task * filters * positions + p,
+                    positions,
+                    x_flat,
+                    n * channels * plane_size + p,
+                    plane_size,
+                    stride,
+                    channels,
+                    k,
+                    w_flat,
+                    block * channels * k * k * filters,
+                    b,
+                    block * filters,
+                )
+            for f in range(min(filters, real_filters - block * filters)):
+                o = block * filters + f
+                for i in range(h):
+                    row, target = sums[task, f, i * stride : i * stride + w], y[n, o, i]
+                    for j in range(w):
+                        target[j] = target[j] + row[j] if add else row[j]
 
-@njit(**_SERIAL)
-def _add_taps1(sums, x, weights, count):
-    """The same for one filter."""
-    a0, a1, a2, a3, a4 = weights[0, 0], weights[0, 1], weights[0, 2], weights[0, 3], weights[0, 4]
-    for p in range(count):
-        sums[p] += a0 * x[p] + a1 * x[p + 1] + a2 * x[p + 2] + a3 * x[p + 3] + a4 * x[p + 4]
-
-
-@njit(**_PARALLEL)
-def _correlate(y, planes, packed, b, tiles, k, add):
-    """y = planes correlated with the packed weights + b; one task for each image and block of filters."""
-    n_images, filters, h, w = y.shape
-    channels = planes.shape[0] // n_images
-    stride, positions, blocks = _row_stride(w, k), _positions(h, w, k), _blocks(filters)
-    for task in prange(n_images * blocks):
-        n, block = task // blocks, task % blocks
-        first = block * FILTERS
-        real = min(FILTERS, filters - first)
-        sums = tiles[task]
-        for start in range(0, positions, BAND):
-            count = min(BAND, positions - start)
-            for f in range(real):
-                sums[f * BAND : f * BAND + count] = b[first + f]
-            for c in range(channels):
-                plane = planes[n * channels + c]
-                for u in range(k):
-                    for group in range(_tap_groups(k)):
-                        x = plane[start + u * stride + group * TAPS :]
-                        weights = packed[block, c, u, group]
-                        if real == FILTERS:
-                            _add_taps4(sums, x, weights, count)
-                        else:
-                            for f in range(real):
-                                _add_taps1(sums[f * BAND :], x, weights[f:], count)
-            _store_rows(y[n, first : first + real], sums, start, count, stride, add)
-
-
-@njit(**_SERIAL)
-def _store_rows(y, sums, start, count, stride, add):
-    """Write the positions [start, start + count) that lie on pixels, and drop the gaps between rows."""
-    _, h, w = y.shape
-    for f in range(y.shape[0]):
-        tile = sums[f * BAND : f * BAND + count]
-        for i in range(start // stride, min(h, (start + count - 1) // stride + 1)):
-            left = i * stride - start
-            j0, j1 = max(0, -left), min(w, count - left)
-            for j in range(j0, j1):
-                if add:
-                    y[f, i, j] += tile[left + j]
-                else:
-                    y[f, i, j] = tile[left + j]
+    return correlate
 
 
 @njit(**_SERIAL)
 def _pack(packed, w, transposed):
-    """Weights (O, C, K, K) as [block][channel][u][tap group][filter][tap], zeros where there is no filter or tap.
+    """Weights (O, C, K, K) as [block][channel][u][v][filter], zeros where a block has no such filter.
 
     `transposed` swaps O and C and turns the window by 180°: a convolution's input gradient is the correlation of
     dy with those weights.
     """
     packed[...] = 0
     filters, channels, k, _ = w.shape
+    size = packed.shape[4]
     for o in range(filters):
         for c in range(channels):
             for u in range(k):
                 for v in range(k):
                     if transposed:
-                        block, f, source = c // FILTERS, c % FILTERS, o
-                        i, j = k - 1 - u, k - 1 - v
+                        packed[c // size, o, k - 1 - u, k - 1 - v, c % size] = w[o, c, u, v]
                     else:
-                        block, f, source = o // FILTERS, o % FILTERS, c
-                        i, j = u, v
-                    packed[block, source, i, j // TAPS, f, j % TAPS] = w[o, c, u, v]
+                        packed[o // size, c, u, v, o % size] = w[o, c, u, v]
 
 
-def _packed_view(s, filters, channels, k):
-    shape = (_blocks(filters), channels, k, _tap_groups(k), FILTERS, TAPS)
-    return _split(s, shape)
-
-
-def _split(s, shape):
-    """The first elements of scratch in the given shape, and the rest."""
-    size = math.prod(shape)
-    return s[:size].reshape(shape), s[size:]
+def _convolve(y, x, w, b, s, before, transposed, add):
+    """What the forward pass and the input gradient share; `b` is None for no bias."""
+    n, filters, h, width = y.shape
+    c, k, itemsize = x.shape[1], w.shape[2], y.itemsize
+    size = _tile_filters(filters)
+    blocks = -(-filters // size)
+    planes, s = _split(s, n, c, _plane_size(h, width, k, itemsize))
+    packed, s = _split(s, blocks, c, k, k, size)
+    biases, s = _split(s, blocks * size)
+    sums, _ = _split(s, n * blocks, size, _positions(h, width, k, itemsize))
+    biases[:] = 0
+    if b is not None:
+        biases[:filters] = b
+    _pad(planes, x, k, before)
+    _pack(packed, w, transposed)
+    _correlate(size)(y, planes, packed, biases, sums, k, add)
 
 
 def conv2d_forward(y, x, w, b, s):
     """y = x correlated with w (zero padded, stride 1) + b."""
-    n, c, h, width = x.shape
-    o, k = w.shape[0], w.shape[2]
-    planes, s = _split(s, (n * c, _plane_size(h, width, k)))
-    packed, s = _packed_view(s, o, c, k)
-    tiles, _ = _split(s, (n * _blocks(o), FILTERS * BAND))
-    _pad(planes, x, k, k // 2)
-    _pack(packed, w, False)
-    _correlate(y, planes, packed, b, tiles, k, False)
+    _convolve(y, x, w, b, s, w.shape[2] // 2, False, False)
 
 
 def conv2d_backward_data(dx, dy, w, s, add):
     """dx = dy correlated with the weights turned by 180° and transposed."""
-    n, o, h, width = dy.shape
-    c, k = w.shape[1], w.shape[2]
-    planes, s = _split(s, (n * o, _plane_size(h, width, k)))
-    packed, s = _packed_view(s, c, o, k)
-    no_bias, s = _split(s, (c,))
-    tiles, _ = _split(s, (n * _blocks(c), FILTERS * BAND))
-    no_bias[:] = 0
-    _pad(planes, dy, k, k - 1 - k // 2)
-    _pack(packed, w, True)
-    _correlate(dx, planes, packed, no_bias, tiles, k, add)
+    k = w.shape[2]
+    _convolve(dx, dy, w, None, s, k - 1 - k // 2, True, add)
 
 
-@njit(**_SERIAL)
-def _add_products4(sums, g0, g1, g2, g3, x, count):
-    """sums[f, v] += sum over p of g_f[p] x[p + v], for 4 filters and 5 taps: 20 sums in registers."""
-    zero = sums.dtype.type(0)
-    a0 = a1 = a2 = a3 = a4 = zero
-    b0 = b1 = b2 = b3 = b4 = zero
-    c0 = c1 = c2 = c3 = c4 = zero
-    d0 = d1 = d2 = d3 = d4 = zero
-    for p in range(count):
-        x0, x1, x2, x3, x4 = x[p], x[p + 1], x[p + 2], x[p + 3], x[p + 4]
-        g = g0[p]
-        a0, a1, a2, a3, a4 = a0 + g * x0, a1 + g * x1, a2 + g * x2, a3 + g * x3, a4 + g * x4
-        g = g1[p]
-        b0, b1, b2, b3, b4 = b0 + g * x0, b1 + g * x1, b2 + g * x2, b3 + g * x3, b4 + g * x4
-        g = g2[p]
-        c0, c1, c2, c3, c4 = c0 + g * x0, c1 + g * x1, c2 + g * x2, c3 + g * x3, c4 + g * x4
-        g = g3[p]
-        d0, d1, d2, d3, d4 = d0 + g * x0, d1 + g * x1, d2 + g * x2, d3 + g * x3, d4 + g * x4
-    for f, row in enumerate(
-        ((a0, a1, a2, a3, a4), (b0, b1, b2, b3, b4), (c0, c1, c2, c3, c4), (d0, d1, d2, d3, d4))
-    ):
-        for v in range(TAPS):
-            sums[f, v] += row[v]
+@cache
+def _weight_gradient(taps: int, size: int):
+    """Compile the weight gradient for tiles of so many window columns and filters."""
 
-
-@njit(**_SERIAL)
-def _add_products1(sums, g, x, count):
-    """The same for one filter."""
-    zero = sums.dtype.type(0)
-    a0 = a1 = a2 = a3 = a4 = zero
-    for p in range(count):
-        t = g[p]
-        a0, a1, a2 = a0 + t * x[p], a1 + t * x[p + 1], a2 + t * x[p + 2]
-        a3, a4 = a3 + t * x[p + 3], a4 + t * x[p + 4]
-    for v, a in enumerate((a0, a1, a2, a3, a4)):
-        sums[v] += a
-
-
-@njit(**_PARALLEL)
-def _weight_gradient(dw, gradients, planes, sums, n_images, h, w):
-    """dw[o, c, u, v] = sum over images and positions of dy[o] x[c] shifted; one task for each block and c."""
-    filters, channels, k, _ = dw.shape
-    stride, positions, blocks = _row_stride(w, k), _positions(h, w, k), _blocks(filters)
-    for task in prange(blocks * channels):
-        block, c = task // channels, task % channels
-        first = block * FILTERS
-        real = min(FILTERS, filters - first)
-        mine = sums[task]
-        mine[...] = 0
-        for n in range(n_images):
-            plane = planes[n * channels + c]
-            row = n * filters + first
-            for start in range(0, positions, BAND):
-                count = min(BAND, positions - start)
-                end = start + count
-                for u in range(k):
-                    for group in range(_tap_groups(k)):
-                        x = plane[start + u * stride + group * TAPS :]
-                        if real == FILTERS:
-                            _add_products4(
-                                mine[u, group],
-                                gradients[row, start:end],
-                                gradients[row + 1, start:end],
-                                gradients[row + 2, start:end],
-                                gradients[row + 3, start:end],
-                                x,
+    @njit(**_PARALLEL)
+    def weight_gradient(dw, gradients, planes, sums, positions, stride):
+        """dw[o, c, u, v] = sum of dy[o] x[c], shifted; one task for each block of filters and channel."""
+        filters, channels, k, _ = dw.shape
+        n_images, padded_filters, plane_size = gradients.shape
+        lane_count = VECTOR_BYTES // dw.itemsize
+        groups = (k + taps - 1) // taps
+        g_flat, x_flat = gradients.reshape(-1), planes.reshape(-1)
+        for task in prange(sums.shape[0]):
+            block, c = task // channels, task % channels
+            mine = sums[task]
+            mine[:] = 0
+            for n in range(n_images):
+                g_row = (n * padded_filters + block * size) * plane_size
+                x_row = (n * channels + c) * plane_size
+                for start in range(0, positions, STRIP):
+                    count = min(STRIP, positions - start)
+                    for u in range(k):
+                        for group in range(groups):
+                            product_tile(
+                                size,
+                                taps,
+                                mine,
+                                (u * groups + group) * size * taps * lane_count,
+                                g_flat,
+                                g_row + start,
+                                plane_size,
+                                x_flat,
+                                x_row + start + u * stride + group * taps,
                                 count,
                             )
-                        else:
-                            for f in range(real):
-                                _add_products1(mine[u, group, f], gradients[row + f, start:end], x, count)
-        for f in range(real):
-            for u in range(k):
-                for v in range(k):
-                    dw[first + f, c, u, v] = mine[u, v // TAPS, f, v % TAPS]
+            for f in range(min(size, filters - block * size)):
+                for u in range(k):
+                    for v in range(k):
+                        place = ((u * groups + v // taps) * size + f) * taps + v % taps
+                        total = dw.dtype.type(0)
+                        for lane in range(lane_count):
+                            total += mine[place * lane_count + lane]
+                        dw[block * size + f, c, u, v] = total
+
+    return weight_gradient
 
 
 @njit(**_PARALLEL)
@@ -340,13 +291,17 @@ def _bias_gradient(db, dy):
 def conv2d_backward_weights(dw, db, dy, x, s):
     """dw = dy correlated with x over all images; db = dy summed over images and pixels."""
     n, c, h, width = x.shape
-    o, k = dw.shape[0], dw.shape[2]
-    planes, s = _split(s, (n * c, _plane_size(h, width, k)))
-    gradients, s = _split(s, (n * o, _plane_size(h, width, k)))
-    sums, _ = _split(s, (_blocks(o) * c, k, _tap_groups(k), FILTERS, TAPS))
+    o, k, itemsize = dw.shape[0], dw.shape[2], dw.itemsize
+    taps, size = _tile_taps(k)
+    blocks = -(-o // size)
+    plane_size = _plane_size(h, width, k, itemsize)
+    planes, s = _split(s, n, c, plane_size)
+    gradients, s = _split(s, n, blocks * size, plane_size)
+    sums, _ = _split(s, blocks * c, _sums_size(k, taps, size))
     _pad(planes, x, k, k // 2)
     _pad(gradients, dy, k, 0)
-    _weight_gradient(dw, gradients, planes, sums, n, h, width)
+    positions = _positions(h, width, k, itemsize)
+    _weight_gradient(taps, size)(dw, gradients, planes, sums, positions, _row_stride.py_func(width, k))
     _bias_gradient(db, dy)
 
 
