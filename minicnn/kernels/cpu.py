@@ -13,10 +13,13 @@ plane size; what it computes between the rows is dropped.
 Shapes and roles: `minicnn.kernels`. float32 and float64 run through the same code.
 """
 
+import ctypes
 import math
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -38,6 +41,19 @@ _SERIAL = {"fastmath": _FAST, "error_model": "numpy", "cache": True, "nogil": Tr
 _PARALLEL = {**_SERIAL, "parallel": True}
 
 STRIP = 512  # flat positions that the weight gradient handles at a time: what it reads stays in the nearest cache
+
+
+def _load_tbb() -> None:
+    """Make the tbb package's library visible to Numba, which then picks it as its threading layer.
+
+    pip puts it where the dynamic linker does not look. Without it Numba takes OpenMP, whose waiting threads spin:
+    beside a busy process each parallel loop then costs a time slice of the scheduler.
+    """
+    with suppress(OSError):
+        ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), mode=ctypes.RTLD_GLOBAL)
+
+
+_load_tbb()
 
 
 def upload(destination: np.ndarray, source: np.ndarray) -> None:
