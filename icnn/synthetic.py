@@ -376,7 +376,8 @@ def _front_hair(c: _Canvas, texture: np.ndarray, style: str) -> None:
 def _hat(c: _Canvas) -> None:
     t, w, colour = np.linspace(-1, 1, 15), c.wide + 6, _paint_colour(c.rng)
     brim = c.rng.uniform(-92, -78) + 14 * t * t
-    crown = _points(np.array([0.98, 0.7, 0, -0.7, -0.98]) * w, [-96, -124, -134, -124, -96])
+    turn = np.pi / 2 * (t + 1)
+    crown = _points(0.98 * w * np.cos(turn), -96 - 38 * np.sin(turn) ** 0.8)
     c.paint(np.concatenate([_points(t * w, brim), crown]), colour, 1, 0.5, None)
     c.paint(_ribbon(t * w, brim - 3, 8), colour * 0.6, 0.8, 1, None)
 

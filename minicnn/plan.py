@@ -45,7 +45,7 @@ class Plan:
         "numpy" or "numba".
     dtype : "float32" or "float64"
         Of all activations, gradients and parameters.
-    seed : int
+    seed : int or SeedSequence
         Of the first parameter values.
     threads : int, optional
         CPU threads of the kernels; default all.
@@ -70,7 +70,7 @@ class Plan:
         batch: int,
         backend: str = "numpy",
         dtype: str = "float32",
-        seed: int = 0,
+        seed: int | np.random.SeedSequence = 0,
         threads: int | None = None,
         share: bool = True,
         input_gradient: bool = False,

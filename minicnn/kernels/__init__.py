@@ -78,7 +78,7 @@ SIGNATURES: dict[str, tuple[Argument, ...]] = {
     for line in _TABLE.strip().splitlines()
 }
 
-_MODULES = {"numpy": "reference", "numba": "cpu"}
+_MODULES = {"cupy": "gpu", "numba": "cpu", "numpy": "reference"}  # fastest first
 
 
 class BackendError(RuntimeError):
@@ -107,7 +107,7 @@ def check_backend(module: ModuleType) -> None:
 
 
 def get_backend(name: str) -> ModuleType:
-    """Load the backend `name` ("numpy" or "numba") and check it against the table.
+    """Load the backend `name` ("cupy", "numba" or "numpy") and check it against the table.
 
     Raises
     ------
@@ -115,7 +115,38 @@ def get_backend(name: str) -> ModuleType:
         If the name is unknown or the backend cannot be used here.
     """
     if name not in _MODULES:
-        raise BackendError(f"unknown backend {name!r}: expected one of {', '.join(sorted(_MODULES))}")
-    module = importlib.import_module(f"minicnn.kernels.{_MODULES[name]}")
+        raise BackendError(f"unknown backend {name!r}: expected one of {', '.join(_MODULES)}")
+    try:
+        module = importlib.import_module(f"minicnn.kernels.{_MODULES[name]}")
+    except ImportError as error:
+        raise BackendError(f"backend {name!r} cannot be used here: {error}; try numba or numpy") from None
     check_backend(module)
     return module
+
+
+def choose_backend(name: str) -> tuple[str, str]:
+    """Resolve "auto" to the fastest backend that can be used here.
+
+    Returns
+    -------
+    name : str
+    reason : str
+        One line for the user: which backend, and why not a faster one.
+
+    Raises
+    ------
+    BackendError
+        If a backend asked for by name cannot be used.
+    """
+    if name != "auto":
+        get_backend(name)
+        return name, f"backend {name}, as asked"
+    reasons = []
+    for candidate in _MODULES:
+        try:
+            get_backend(candidate)
+        except BackendError as error:
+            reasons.append(str(error).partition(";")[0])
+        else:
+            return candidate, f"backend {candidate} ({'; '.join(reasons) or 'the fastest'})"
+    raise BackendError("; ".join(reasons))

@@ -1,0 +1,219 @@
+"""One transform for image and labels: affine maps, their random draws, and the warp that applies them.
+
+A map is a (2, 3) float64 matrix from output to source pixel coordinates,
+x_source = M @ (x, y, 1), with pixel centres at whole numbers: pixel x covers
+[x - 0.5, x + 0.5). Scaling by s about the image's corner is then
+x' = (x + 0.5) s - 0.5.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from icnn.config import Augment
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """An image centred in a square with its aspect ratio kept (Sec. 3.1).
+
+    Attributes
+    ----------
+    scale : float
+        Square pixels per image pixel.
+    left, top : float
+        Margins in square pixels.
+    """
+
+    scale: float
+    left: float
+    top: float
+
+    @classmethod
+    def of(cls, height: int, width: int, size: int) -> "Letterbox":
+        """The letterbox of a (height, width) image in a square of side `size`."""
+        scale = size / max(height, width)
+        return cls(scale, (size - width * scale) / 2, (size - height * scale) / 2)
+
+    def to_square(self, points: np.ndarray) -> np.ndarray:
+        """Image coordinates (..., 2), x first, in the square."""
+        return (np.asarray(points) + 0.5) * self.scale - 0.5 + (self.left, self.top)
+
+    def to_image(self, points: np.ndarray) -> np.ndarray:
+        """Square coordinates (..., 2), x first, in the image: undoes `to_square` exactly."""
+        return (np.asarray(points) + 0.5 - (self.left, self.top)) / self.scale - 0.5
+
+    def matrix(self) -> np.ndarray:
+        """The map from the square to the image, (2, 3)."""
+        x, y = self.to_image(np.zeros(2))
+        return np.array([[1 / self.scale, 0, x], [0, 1 / self.scale, y]])
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One random transform about the centre of a network's input.
+
+    Attributes
+    ----------
+    rotation : float
+        Degrees; positive turns the image's x axis towards its y axis (clockwise as seen).
+    scale : float
+        Above 1 the content grows.
+    shift : (float, float)
+        Network pixels by which the content moves, x and y.
+    """
+
+    rotation: float = 0.0
+    scale: float = 1.0
+    shift: tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def random(cls, rng: np.random.Generator, settings: Augment) -> "Draw":
+        """Draw uniformly within `settings` (Sec. 4.2: ±15°, 0.9 to 1.1, ±10 pixels each way)."""
+        angle, x, y = rng.uniform(-1, 1, 3)
+        return cls(
+            angle * settings.rotation,
+            rng.uniform(*settings.scale),
+            (x * settings.shift, y * settings.shift),
+        )
+
+    def matrix(self, size: int) -> np.ndarray:
+        """The map from the transformed square of side `size` to the plain one, (2, 3)."""
+        middle = (size - 1) / 2
+        angle = np.deg2rad(self.rotation)
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / self.scale
+        offset = middle - turn @ (middle + np.array(self.shift))
+        return np.column_stack([turn, offset])
+
+
+def patch_matrix(centre: np.ndarray, size: int, mirrored: bool) -> np.ndarray:
+    """The map from a patch of side `size` around `centre` (x, y) to its image, (2, 3)."""
+    middle = (size - 1) / 2
+    x, y = centre
+    if mirrored:
+        return np.array([[-1, 0, x + middle], [0, 1, y - middle]], np.float64)
+    return np.array([[1, 0, x - middle], [0, 1, y - middle]], np.float64)
+
+
+def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """The map that applies `inner` first, then `outer`."""
+    linear = outer[:, :2] @ inner[:, :2]
+    return np.column_stack([linear, outer[:, :2] @ inner[:, 2] + outer[:, 2]])
+
+
+def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Resample an image into a square, once.
+
+    Each output pixel is the mean of a grid of bilinear samples, as many along each axis as source pixels go
+    into one output pixel (rounded): an area average where the map shrinks, plain bilinear where it does not.
+    Training and use go through this same filter.
+
+    Parameters
+    ----------
+    pixels : (H, W, C) uint8
+    matrix : (2, 3) float64
+        From output to source pixel coordinates.
+    size : int
+
+    Returns
+    -------
+    values : (size, size, C) float32, in [0, 255]; 0 outside the image
+    inside : (size, size) bool
+        Output pixels whose centre lies in the image.
+    """
+    values = np.zeros((size, size, pixels.shape[2]), np.float32)
+    inside = np.zeros((size, size), np.bool_)
+    shrink = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    _warp(values, inside, pixels, np.ascontiguousarray(matrix, np.float64), max(1, round(shrink)))
+    return values, inside
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _warp(values, inside, pixels, matrix, grid):
+    height, width, channels = pixels.shape
+    for i in range(values.shape[0]):
+        for j in range(values.shape[1]):
+            x = matrix[0, 0] * j + matrix[0, 1] * i + matrix[0, 2]
+            y = matrix[1, 0] * j + matrix[1, 1] * i + matrix[1, 2]
+            inside[i, j] = _is_inside(x, y, width, height)
+            count = 0
+            for row in range(grid):
+                for column in range(grid):
+                    v = (row + 0.5) / grid - 0.5
+                    u = (column + 0.5) / grid - 0.5
+                    xs = x + matrix[0, 0] * u + matrix[0, 1] * v
+                    ys = y + matrix[1, 0] * u + matrix[1, 1] * v
+                    if _is_inside(xs, ys, width, height):
+                        count += 1
+                        _add_bilinear(values[i, j], pixels, xs, ys)
+            if inside[i, j] and count:
+                for c in range(channels):
+                    values[i, j, c] /= np.float32(count)
+            else:
+                values[i, j, :] = 0
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _is_inside(x, y, width, height):
+    return -0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _add_bilinear(total, pixels, x, y):
+    """total += pixels at (x, y), the border pixels continued by half a pixel."""
+    height, width, channels = pixels.shape
+    x = min(max(x, 0.0), width - 1.0)
+    y = min(max(y, 0.0), height - 1.0)
+    left, top = int(x), int(y)
+    right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+    a, b = np.float32(x - left), np.float32(y - top)
+    w00, w01 = (np.float32(1) - b) * (np.float32(1) - a), (np.float32(1) - b) * a
+    w10, w11 = b * (np.float32(1) - a), b * a
+    p00, p01 = pixels[top, left], pixels[top, right]
+    p10, p11 = pixels[bottom, left], pixels[bottom, right]
+    for c in range(channels):
+        total[c] += w00 * p00[c] + w01 * p01[c] + w10 * p10[c] + w11 * p11[c]
+
+
+def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.ndarray:
+    """Label of each pixel from soft maps.
+
+    Parameters
+    ----------
+    maps : (H, W, 9) in [0, 255]
+    inside : (H, W) bool
+        Elsewhere the label is 0.
+    rule : "argmax" or "threshold"
+        Arg-max, ties to the lower id; or the arg-max part where its map exceeds 50, else background.
+
+    Returns
+    -------
+    (H, W) uint8
+    """
+    if rule == "argmax":
+        labels = maps.argmax(2)
+    else:
+        parts = maps[..., 1:]
+        labels = np.where(parts.max(2) > 50, parts.argmax(2) + 1, 0)
+    return np.where(inside, labels, 0).astype(np.uint8)
+
+
+def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """(x - mean) / std for each channel over the real pixels; 0 elsewhere (Sec. 3.1).
+
+    Parameters
+    ----------
+    values : (H, W, 3)
+    inside : (H, W) bool
+
+    Returns
+    -------
+    (3, H, W) float32
+    """
+    real = values[inside].astype(np.float32, copy=False)
+    out = np.zeros((values.shape[2], *inside.shape), np.float32)
+    if real.size:
+        std = real.std(0)
+        out[:, inside] = ((real - real.mean(0)) / np.where(std > 0, std, 1)).T
+    return out

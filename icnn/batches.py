@@ -1,0 +1,154 @@
+"""Training batches as a pure function of (seed, network, step), made one step ahead in a thread.
+
+Nothing here keeps state: order and augmentation of every batch follow from
+its number, so that a resumed run sees the batches it would have seen.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from icnn.augment import Draw, Letterbox, compose, labels_of, normalise, patch_matrix, warp
+from icnn.config import Augment, Train
+from icnn.dataset import Face
+from icnn.errors import InputError
+from icnn.localise import network_input, part_centres, patch_origin
+from icnn.parts import NETWORKS, PATCHES, Patch
+
+#: First numbers of the spawned seeds, so that no two uses of a run's seed share a stream.
+ORDER, AUGMENT, WEIGHTS = 0, 1, 2
+
+
+def generator(seed: int, network: str, *use: int) -> np.random.Generator:
+    """The generator of one use of a run's seed: order, augmentation or first weights of one network."""
+    key = (list(NETWORKS).index(network), *use)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+class Sample(NamedTuple):
+    """What a network is trained on: a whole face (stage 1), or one patch of a face with its true centre."""
+
+    face: Face
+    patch: Patch | None = None
+    centre: np.ndarray | None = None
+
+
+class Batch(NamedTuple):
+    """Images (n, 3, S, S) float32, labels (n, S, S) uint8, and weights (n, S, S) float32: 0 outside the image."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+
+
+def samples_of(network: str, faces: Sequence[Face], centre_rule: str = "median") -> list[Sample]:
+    """All samples of a network; patches of parts that a face does not have are left out.
+
+    Raises
+    ------
+    InputError
+        If no face has the network's parts.
+    """
+    if network == "stage1":
+        return [Sample(face) for face in faces]
+    samples = []
+    for face in faces:
+        centres = part_centres(face.labels(), centre_rule)
+        for patch, centre in zip(PATCHES, centres, strict=True):
+            if patch.network == network and not np.isnan(centre[0]):
+                samples.append(Sample(face, patch, centre))
+    if not samples:
+        raise InputError(f"none of the {len(faces)} faces has a label of {network}: expected part maps, see the README")
+    return samples
+
+
+def make_sample(sample: Sample, draw: Draw, label_rule: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One augmented input: image (3, S, S), labels (S, S) and weights (S, S), by a single warp of the photograph."""
+    if sample.patch is None or sample.centre is None:
+        size = NETWORKS["stage1"].size
+        place = Letterbox.of(*sample.face.pixels.shape[:2], size).matrix()
+    else:
+        size = sample.patch.size
+        place = patch_matrix(sample.centre, size, sample.patch.mirrored)
+    values, inside = warp(sample.face.pixels, compose(place, draw.matrix(size)), size)
+    labels = labels_of(values[..., 3:], inside, label_rule)
+    if sample.patch is not None:
+        labels = sample.patch.to_network_labels()[labels]
+    return normalise(values[..., :3], inside), labels, inside.astype(np.float32)
+
+
+class Batches:
+    """The batches of one network's training.
+
+    Parameters
+    ----------
+    network : str
+    samples : sequence of Sample
+    train, augment : settings
+    seed : int
+    """
+
+    def __init__(self, network: str, samples: Sequence[Sample], train: Train, augment: Augment, seed: int):
+        self._network = network
+        self._samples = samples
+        self._train = train
+        self._augment = augment
+        self._seed = seed
+
+    def order(self, step: int) -> list[int]:
+        """Sample numbers of the step-th batch: random permutations of all samples, one after the other."""
+        first = step * self._train.batch
+        count = len(self._samples)
+        permutations = {}
+        numbers = []
+        for position in range(first, first + self._train.batch):
+            epoch, place = divmod(position, count)
+            if epoch not in permutations:
+                permutations[epoch] = generator(self._seed, self._network, ORDER, epoch).permutation(count)
+            numbers.append(int(permutations[epoch][place]))
+        return numbers
+
+    def make(self, step: int) -> Batch:
+        """The batch of the step-th update, counted from 0."""
+        rng = generator(self._seed, self._network, AUGMENT, step)
+        shared = Draw.random(rng, self._augment) if self._augment.draw == "batch" else None
+        made = [
+            make_sample(
+                self._samples[number], shared or Draw.random(rng, self._augment), self._train.label_rule
+            )
+            for number in self.order(step)
+        ]
+        return Batch(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
+
+    def ahead(self, first: int, stop: int, depth: int = 2) -> Iterator[Batch]:
+        """Batches first .. stop - 1, `depth` of them made in advance by a thread."""
+        with ThreadPoolExecutor(1, "batches") as pool:
+            upcoming = deque()
+            try:
+                for step in range(first, stop):
+                    while len(upcoming) < depth and step + len(upcoming) < stop:
+                        upcoming.append(pool.submit(self.make, step + len(upcoming)))
+                    yield upcoming.popleft().result()
+            finally:
+                for future in upcoming:
+                    future.cancel()
+
+
+def validation_batch(samples: Sequence[Sample], train: Train) -> Batch:
+    """All samples without augmentation, cut as in use: whole-pixel patches around the true centres."""
+    made = []
+    for sample in samples:
+        if sample.patch is None or sample.centre is None:
+            made.append(make_sample(sample, Draw(), train.label_rule))
+            continue
+        patch, face = sample.patch, sample.face
+        origin = patch_origin(sample.centre, patch.size, face.pixels.shape[:2])
+        plain = patch_matrix(np.add(origin, (patch.size - 1) / 2), patch.size, patch.mirrored)
+        values, inside = warp(face.pixels, plain, patch.size)
+        labels = patch.to_network_labels()[labels_of(values[..., 3:], inside, train.label_rule)]
+        image = network_input(face.image, origin, patch)
+        made.append((image, labels, inside.astype(np.float32)))
+    return Batch(*(np.stack(arrays) for arrays in zip(*made, strict=True)))

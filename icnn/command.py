@@ -1,0 +1,130 @@
+"""What all commands share: one-line errors, exit codes, signals, progress bars, threads."""
+
+import argparse
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+from tqdm import tqdm
+
+from icnn.errors import InputError
+from minicnn.checkpoint import CheckpointError
+from minicnn.kernels import BackendError
+
+Item = TypeVar("Item")
+
+MISTAKE, NOT_FINITE = 2, 3
+
+
+class NotFiniteError(RuntimeError):
+    """A loss became NaN or infinite; the text says what to try."""
+
+
+class StopError(Exception):
+    """Ctrl-C or SIGTERM came, and everything worth keeping is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def add_threads(self) -> None:
+        """Add ``--threads N``."""
+        self.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+
+
+def positive(text: str) -> int:
+    """Argument type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Argument type: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+class Signals:
+    """Turns Ctrl-C and SIGTERM into a flag, so that work stops where it can be taken up again.
+
+    A second signal stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> "Signals":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise StopError(number)
+        self.number = number
+
+    def check(self) -> None:
+        """Raise StopError if a signal has come."""
+        if self.number:
+            raise StopError(self.number)
+
+
+def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+    """`items` behind a progress bar on stderr; no bar when that is not a terminal."""
+    return tqdm(items, description, total, leave=False, disable=None, dynamic_ncols=True)
+
+
+def run(main: Callable[[list[str] | None], int], name: str) -> NoReturn:
+    """Run a command and exit: 0 success, 2 a user's mistake, 3 a loss became NaN, 130 / 143 stopped by a signal."""
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        print(f"{name}: warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    try:
+        code = main(None)
+    except (InputError, CheckpointError, BackendError) as error:
+        code = _complain(name, str(error), MISTAKE)
+    except NotFiniteError as error:
+        code = _complain(name, str(error), NOT_FINITE)
+    except StopError as stop:
+        code = _complain(name, f"stopped by {stop}", 128 + stop.number)
+    except KeyboardInterrupt:
+        code = _complain(name, "stopped by SIGINT", 128 + signal.SIGINT)
+    except BrokenPipeError:  # `command | head`: whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code = _complain(name, f"{where}{error.strerror or error}", MISTAKE)
+    raise SystemExit(code)
+
+
+def _complain(name: str, text: str, code: int) -> int:
+    print(f"{name}: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def existing_folder(text: str) -> Path:
+    """Argument type: a folder that exists."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: expected a folder, found none")
+    return path

@@ -1,0 +1,175 @@
+"""Where the parts are: centres from label maps, fallbacks, and the patches around them (Sec. 3.1)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from icnn.augment import Letterbox, normalise
+from icnn.parts import PATCHES, Patch
+
+#: Usual part centres (x, y) in a stage-1 square of side 1, in the order of PATCHES: for weights that bring none.
+DEFAULT_LAYOUT = np.array(
+    [(0.39, 0.36), (0.41, 0.43), (0.61, 0.36), (0.59, 0.43), (0.5, 0.53), (0.5, 0.66)]
+)  # fmt: skip
+
+
+def part_centres(labels: np.ndarray, rule: str = "median") -> np.ndarray:
+    """Centre of each part in a label map of ids; the three mouth parts share one.
+
+    Parameters
+    ----------
+    labels : (H, W) integers
+    rule : "median" (per axis, the paper's) or "box" (middle of the bounding box, the released program's)
+
+    Returns
+    -------
+    (6, 2) float64
+        x and y in the order of `PATCHES`; NaN where a part has no pixel.
+    """
+    centres = np.full((len(PATCHES), 2), np.nan)
+    for number, patch in enumerate(PATCHES):
+        y, x = np.nonzero(np.isin(labels, patch.ids))
+        if x.size:
+            pairs = (x, y)
+            centres[number] = [
+                np.median(axis) if rule == "median" else (axis.min() + axis.max()) / 2 for axis in pairs
+            ]
+    return centres
+
+
+def complete_centres(centres: np.ndarray, layout: np.ndarray) -> np.ndarray:
+    """Fill in the parts that were not found.
+
+    The usual layout of a face is moved onto the parts that were: by the similarity (shift, turn, scale) of least
+    squares for two or more, by a shift for one, not at all for none.
+
+    Parameters
+    ----------
+    centres : (6, 2)
+        NaN where a part was not found.
+    layout : (6, 2)
+        Usual centres in the same coordinates.
+
+    Returns
+    -------
+    (6, 2) without NaN; found centres are kept.
+    """
+    found = ~np.isnan(centres[:, 0])
+    guess = layout.copy()
+    if found.any():
+        source, target = layout[found], centres[found]
+        # complex numbers: a similarity is z -> a z + b
+        z = (source - source.mean(0)) @ (1, 1j)
+        w = (target - target.mean(0)) @ (1, 1j)
+        spread = np.vdot(z, z).real
+        a = np.vdot(z, w) / spread if spread > 0 else 1.0
+        if abs(a) < 0.5 or abs(a) > 2:  # two parts found on one spot, say: trust only where they are
+            a = 1.0
+        moved = a * ((layout - source.mean(0)) @ (1, 1j))
+        guess = np.column_stack([moved.real, moved.imag]) + target.mean(0)
+    return np.where(found[:, None], centres, guess)
+
+
+def mean_layout(centres: Sequence[np.ndarray], boxes: Sequence[Letterbox], size: int) -> np.ndarray:
+    """Usual layout from true centres in image coordinates: their mean in a stage-1 square of side 1, (6, 2)."""
+    squares = np.array([box.to_square(points) for box, points in zip(boxes, centres, strict=True)])
+    known = ~np.isnan(squares)
+    total = np.where(known, squares, 0).sum(0)
+    count = known.sum(0)
+    mean = (total / np.maximum(count, 1) + 0.5) / size
+    return np.where(count > 0, mean, DEFAULT_LAYOUT)
+
+
+def patch_origin(centre: np.ndarray, size: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """Whole-pixel top-left corner (x, y) of the patch around `centre` in an image of `shape` (H, W).
+
+    Halves go towards the image's middle, so that the patch of a mirrored image is the mirrored patch.
+    """
+    corner = []
+    for position, length in zip(centre, (shape[1], shape[0]), strict=True):
+        exact = position - (size - 1) / 2
+        below, above = np.floor(exact), np.ceil(exact)
+        if exact - below == above - exact:
+            nearest = below if exact > (length - size) / 2 else above
+        else:
+            nearest = np.rint(exact)
+        corner.append(int(nearest))
+    return corner[0], corner[1]
+
+
+def cut_patch(image: np.ndarray, origin: tuple[int, int], patch: Patch) -> tuple[np.ndarray, np.ndarray]:
+    """The patch as the network sees it, mirrored for right sides, and which of its pixels are in the image.
+
+    Parameters
+    ----------
+    image : (H, W, C)
+    origin : (x, y), top-left corner, may lie outside the image
+    patch : Patch
+
+    Returns
+    -------
+    values : (S, S, C), 0 outside the image
+    inside : (S, S) bool
+    """
+    size = patch.size
+    values = np.zeros((size, size, image.shape[2]), image.dtype)
+    inside = np.zeros((size, size), np.bool_)
+    target, source = _overlap(origin, size, image.shape[:2])
+    values[target] = image[source]
+    inside[target] = True
+    if patch.mirrored:
+        values, inside = values[:, ::-1], inside[:, ::-1]
+    return values, inside
+
+
+def _overlap(origin: tuple[int, int], size: int, shape: tuple[int, ...]) -> tuple[tuple, tuple]:
+    """Slices of the part of a patch that lies in an image of `shape`: in the patch, and in the image."""
+    in_patch, in_image = [], []
+    for start, length in zip(origin[::-1], shape, strict=True):
+        first, stop = max(0, start), max(0, min(length, start + size))
+        in_image.append(slice(first, max(first, stop)))
+        in_patch.append(slice(first - start, max(first, stop) - start))
+    return tuple(in_patch), tuple(in_image)
+
+
+def network_input(image: np.ndarray, origin: tuple[int, int], patch: Patch) -> np.ndarray:
+    """`cut_patch`, normalised over its in-image pixels: (3, S, S) float32."""
+    return normalise(*cut_patch(image, origin, patch))
+
+
+def paste_patches(
+    shape: tuple[int, int],
+    patches: Sequence[Patch],
+    origins: Sequence[tuple[int, int]],
+    probabilities: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Full label map of ids from the patches' softmax maps (Sec. 3.2).
+
+    Each patch is turned back if it was mirrored and takes its arg-max. Where patches overlap the part with the
+    highest probability wins, then the lower id; a patch's background means only "not my part" and beats nothing.
+
+    Parameters
+    ----------
+    shape : (H, W)
+    patches, origins : of one length
+    probabilities : (L, S, S) each
+
+    Returns
+    -------
+    (H, W) uint8
+    """
+    labels = np.zeros(shape, np.uint8)
+    best = np.zeros(shape, np.float32)
+    for patch, origin, p in sorted(
+        zip(patches, origins, probabilities, strict=True), key=lambda item: item[0].ids
+    ):
+        if patch.mirrored:
+            p = p[:, :, ::-1]
+        here, there = _overlap(origin, patch.size, shape)
+        p = p[(slice(None), *here)]
+        label = p.argmax(0)
+        probability = np.take_along_axis(p, label[None], 0)[0].astype(np.float32)
+        wins = (label > 0) & (probability > best[there])
+        labels[there] = np.where(wins, patch.to_ids()[label], labels[there])
+        best[there] = np.where(wins, probability, best[there])
+    return labels

@@ -1,0 +1,71 @@
+"""F-measures of a label map, as Smith et al. and later papers compute them.
+
+Pixels of all images are pooled into one confusion matrix; left and right
+sides are merged; F = 2 P R / (P + R) = 2 TP / (2 TP + FP + FN).
+"""
+
+import numpy as np
+
+from icnn.palette import PARTS
+
+#: Name -> the ids merged into it, in the order of the paper's Table 1.
+MERGED = {
+    "eyebrow": (1, 3),
+    "eye": (2, 4),
+    "nose": (5,),
+    "upper_lip": (6,),
+    "inner_mouth": (7,),
+    "lower_lip": (8,),
+}
+MOUTH = (6, 7, 8)
+
+#: Keys of `f_measures`, in the order of the table's columns.
+MEASURES = (*MERGED, "mouth", "overall_micro", "overall_union")
+
+
+def confusion(truth: np.ndarray, prediction: np.ndarray, labels: int = len(PARTS)) -> np.ndarray:
+    """Count pixels by true label (rows) and predicted label (columns).
+
+    Parameters
+    ----------
+    truth, prediction : integer arrays of one shape, values in [0, labels)
+
+    Returns
+    -------
+    (labels, labels) int64
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"expected a prediction of shape {truth.shape}, got {prediction.shape}")
+    pairs = truth.astype(np.int64).ravel() * labels + prediction.ravel()
+    return np.bincount(pairs, minlength=labels * labels).reshape(labels, labels)
+
+
+def f_of_counts(tp: float, fp: float, fn: float) -> float | None:
+    """F from counts; None where there is neither a true nor a predicted pixel."""
+    return None if tp + fp + fn == 0 else float(2 * tp / (2 * tp + fp + fn))
+
+
+def region_counts(matrix: np.ndarray, ids: tuple[int, ...]) -> np.ndarray:
+    """TP, FP and FN of the given ids merged into one region, from a confusion matrix."""
+    index = list(ids)
+    tp = matrix[np.ix_(index, index)].sum()
+    return np.array([tp, matrix[:, index].sum() - tp, matrix[index].sum() - tp])
+
+
+def f_measures(matrix: np.ndarray) -> dict[str, float | None]:
+    """The columns of the table from a (9, 9) confusion matrix of ids.
+
+    ``overall_micro`` sums TP, FP and FN over the six parts, so that a nose pixel called lip is an error;
+    ``overall_union`` takes the six parts as one region. The two are not comparable.
+    """
+    counts = {name: region_counts(matrix, ids) for name, ids in MERGED.items()}
+    result = {name: f_of_counts(*count) for name, count in counts.items()}
+    result["mouth"] = f_of_counts(*region_counts(matrix, MOUTH))
+    result["overall_micro"] = f_of_counts(*sum(counts.values()))
+    result["overall_union"] = f_of_counts(*region_counts(matrix, tuple(range(1, len(PARTS)))))
+    return result

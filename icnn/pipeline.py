@@ -1,0 +1,165 @@
+"""Stage 1, patches, stage 2, full label map (Fig. 2)."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from icnn.augment import Letterbox, normalise, warp
+from icnn.errors import InputError
+from icnn.localise import (
+    DEFAULT_LAYOUT,
+    complete_centres,
+    network_input,
+    part_centres,
+    paste_patches,
+    patch_origin,
+)
+from icnn.modulation import PLAIN, Pair, probabilities
+from icnn.network import PRESETS, icnn_graph
+from icnn.parts import NETWORKS, PATCHES, STAGE2, Patch
+from minicnn import Plan
+from minicnn.checkpoint import CheckpointError, load_tensors
+
+#: A network in use: normalised images (n, 3, S, S) float32 -> logits (n, L, S, S).
+Predict = Callable[[np.ndarray], np.ndarray]
+
+
+class Located(NamedTuple):
+    """Part centres of n images: (n, 6, 2) x and y in image pixels, which were found (n, 6), stage 1's labels."""
+
+    centres: np.ndarray
+    found: np.ndarray
+    labels: np.ndarray
+
+
+class PatchLogits(NamedTuple):
+    """Stage 2 on n images, for each of the six patches: top-left corners (n, 2) and logits (n, L, S, S)."""
+
+    origins: list[np.ndarray]
+    logits: list[np.ndarray]
+
+
+class Pipeline:
+    """The two stages.
+
+    Parameters
+    ----------
+    networks : mapping of name to Predict
+        All five names of `icnn.parts.NETWORKS`.
+    pairs : mapping of name to (beta, beta0)
+        Background modulation of the stage-2 networks; (1, 0) where absent.
+    layout : (6, 2)
+        Usual part centres in a stage-1 square of side 1: the fallback for parts that stage 1 does not find.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, Predict],
+        pairs: Mapping[str, Pair] | None = None,
+        layout: np.ndarray = DEFAULT_LAYOUT,
+    ):
+        self.networks = dict(networks)
+        self.pairs = {name: (pairs or {}).get(name, PLAIN) for name in STAGE2}
+        self.layout = np.asarray(layout)
+
+    def locate(self, images: Sequence[np.ndarray]) -> Located:
+        """Stage 1 (Sec. 3.1): part centres of images (H, W, 3) uint8, sizes may differ."""
+        size = NETWORKS["stage1"].size
+        boxes = [Letterbox.of(*image.shape[:2], size) for image in images]
+        inputs, insides = [], []
+        for image, box in zip(images, boxes, strict=True):
+            values, inside = warp(image, box.matrix(), size)
+            inputs.append(normalise(values, inside))
+            insides.append(inside)
+        logits = self.networks["stage1"](np.stack(inputs))
+        labels = np.where(np.stack(insides), logits.argmax(1), 0).astype(np.uint8)
+        square = np.stack([part_centres(label) for label in labels])
+        usual = self.layout * size - 0.5
+        complete = [complete_centres(centres, usual) for centres in square]
+        centres = np.stack([box.to_image(points) for box, points in zip(boxes, complete, strict=True)])
+        return Located(centres, ~np.isnan(square[..., 0]), labels)
+
+    def label_patches(self, images: Sequence[np.ndarray], centres: np.ndarray) -> PatchLogits:
+        """Stage 2 (Sec. 3.2): logits, before modulation, of the patches around `centres` (n, 6, 2)."""
+        origins, logits = [], []
+        for number, patch in enumerate(PATCHES):
+            corners = [
+                patch_origin(centre[number], patch.size, image.shape[:2])
+                for image, centre in zip(images, centres, strict=True)
+            ]
+            inputs = [network_input(image, corner, patch) for image, corner in zip(images, corners, strict=True)]
+            logits.append(self.networks[patch.network](np.stack(inputs)))
+            origins.append(np.array(corners))
+        return PatchLogits(origins, logits)
+
+    def labels_of_patch(self, patch: Patch, logits: np.ndarray) -> np.ndarray:
+        """Ids (n, S, S) uint8 of one patch as its network sees it, mirrored for right sides; modulation applied."""
+        return patch.to_ids()[probabilities(logits, self.pairs[patch.network]).argmax(1)]
+
+    def paste(self, shapes: Sequence[tuple[int, int]], patches: PatchLogits) -> list[np.ndarray]:
+        """Full label maps (H, W) uint8 of ids from `label_patches`, modulation applied."""
+        p = [
+            probabilities(logits, self.pairs[patch.network])
+            for patch, logits in zip(PATCHES, patches.logits, strict=True)
+        ]
+        return [
+            paste_patches(
+                shape,
+                PATCHES,
+                [tuple(corners[n]) for corners in patches.origins],
+                [maps[n] for maps in p],
+            )
+            for n, shape in enumerate(shapes)
+        ]
+
+    def parse(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Label maps (H, W) uint8 of ids of images (H, W, 3) uint8, both stages."""
+        patches = self.label_patches(images, self.locate(images).centres)
+        return self.paste([image.shape[:2] for image in images], patches)
+
+
+def predictor(plan: Plan) -> Predict:
+    """A plan as `Predict`: any number of images, a batch at a time, logits copied out."""
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        batches = range(0, len(images), plan.batch)
+        return np.concatenate([np.array(plan.forward(images[i : i + plan.batch])) for i in batches])
+
+    return predict
+
+
+def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: int | None = None) -> Pipeline:
+    """Build the five networks from RUN/weights (or RUN itself).
+
+    Raises
+    ------
+    InputError
+        If a weights file is missing, damaged, or of another network.
+    """
+    folder = Path(folder)
+    if (folder / "weights").is_dir():
+        folder = folder / "weights"
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
+    networks, pairs, layout = {}, {}, DEFAULT_LAYOUT
+    for name, network in NETWORKS.items():
+        path = folder / f"{name}.safetensors"
+        try:
+            _, metadata = load_tensors(path)
+            preset = metadata.get("preset", "")
+            if preset not in PRESETS:
+                raise CheckpointError(f"{path}: expected a preset of {', '.join(PRESETS)} inside, got {preset!r}")
+            plan = Plan(icnn_graph(network.labels, network.size, preset), batch, backend, threads=threads)
+            plan.load(path)
+            pairs[name] = float(metadata.get("beta", 1)), float(metadata.get("beta0", 0))
+            if "layout" in metadata:
+                layout = np.array(json.loads(metadata["layout"]), np.float64).reshape(len(PATCHES), 2)
+        except (CheckpointError, ValueError) as error:
+            text = str(error)
+            raise InputError(text if str(path) in text else f"{path}: {text}") from None
+        networks[name] = predictor(plan)
+    return Pipeline(networks, pairs, layout)

@@ -1,0 +1,152 @@
+"""The folder of a training: settings, weights, log, state to go on from."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from icnn.config import Config, load_config, save_config
+from icnn.errors import InputError
+from minicnn.checkpoint import atomic_path, load_tensors, save_tensors
+
+
+@dataclass
+class Progress:
+    """How far one network's training has come, besides its parameters.
+
+    Attributes
+    ----------
+    step : updates made
+    best_f, best_step : best validation F and when it was seen
+    checks_since_best : validations since then
+    rises : rises of the validation loss in a row
+    validation_loss : of the last validation
+    loss_sum, loss_count : of the training loss since the last validation
+    finished : whether training is over
+    """
+
+    step: int = 0
+    best_f: float = -1.0
+    best_step: int = 0
+    checks_since_best: int = 0
+    rises: int = 0
+    validation_loss: float = float("inf")
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    finished: bool = False
+
+
+class Run:
+    """One RUN folder; see the README for what lies where.
+
+    Parameters
+    ----------
+    folder : Path
+        Made by `create`, or of an earlier training.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path | None, config: Config) -> "Run":
+        """Make a new run folder (default runs/<date-time>) with its config.toml.
+
+        Raises
+        ------
+        InputError
+            If the folder exists and is not empty.
+        """
+        folder = folder or Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder}: expected a new or empty folder; --resume {folder} goes on with a training")
+        run = cls(folder)
+        for part in (folder, folder / "weights", folder / "state"):
+            part.mkdir(parents=True, exist_ok=True)
+        run.save_config(config)
+        return run
+
+    @classmethod
+    def resume(cls, folder: Path, assignments: list[str]) -> tuple["Run", Config]:
+        """Open an earlier run, with its own settings and the KEY=VALUE texts on top.
+
+        Raises
+        ------
+        InputError
+            If the folder is no run.
+        """
+        if not (folder / "config.toml").is_file():
+            raise InputError(f"{folder}: expected the folder of a training with its config.toml, found none")
+        config = load_config(folder / "config.toml", assignments)
+        run = cls(folder)
+        for part in (folder / "weights", folder / "state"):
+            part.mkdir(exist_ok=True)
+        run.save_config(config)
+        return run, config
+
+    def save_config(self, config: Config) -> None:
+        """Write config.toml."""
+        with atomic_path(self.folder / "config.toml") as path:
+            save_config(config, path)
+
+    def weights_path(self, network: str) -> Path:
+        """Where the weights of one network lie."""
+        return self.folder / "weights" / f"{network}.safetensors"
+
+    def write_json(self, name: str, data: object) -> None:
+        """Write `data` as NAME in the run folder, whole or not at all."""
+        with atomic_path(self.folder / name) as path:
+            path.write_text(json.dumps(data, indent=1) + "\n")
+
+    # ---- log.jsonl
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All whole lines; one that a kill has cut off is dropped."""
+        return list(self._log_entries())
+
+    def _log_entries(self) -> Iterator[dict[str, Any]]:
+        path = self.folder / "log.jsonl"
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError:
+                    continue
+
+    def forget_log(self, network: str, after: int) -> None:
+        """Drop a network's lines later than step `after`: a resumed training writes them again."""
+        kept = [
+            entry for entry in self._log_entries() if entry.get("network") != network or entry["step"] <= after
+        ]
+        with atomic_path(self.folder / "log.jsonl") as path:
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    # ---- state/NETWORK.safetensors
+
+    def save_state(self, network: str, tensors: Mapping[str, np.ndarray], progress: Progress) -> None:
+        """Write what `load_state` reads."""
+        path = self.folder / "state" / f"{network}.safetensors"
+        save_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
+
+    def load_state(self, network: str) -> tuple[dict[str, np.ndarray], Progress] | None:
+        """Tensors and progress of one network, or None before its first state.
+
+        Raises
+        ------
+        minicnn.checkpoint.CheckpointError
+            If the file is damaged.
+        """
+        path = self.folder / "state" / f"{network}.safetensors"
+        if not path.exists():
+            return None
+        tensors, metadata = load_tensors(path)
+        return tensors, Progress(**json.loads(metadata["progress"]))

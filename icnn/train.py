@@ -1,0 +1,172 @@
+"""``python -m icnn.train``: train the five networks, fit the modulation, evaluate end to end, write the report."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from icnn.baselines import ColourClassifier, ConstantPrior
+from icnn.command import Parser, Signals, existing_folder, progress, run
+from icnn.config import Config, config_text, load_config
+from icnn.dataset import Face, SmithFolder
+from icnn.evaluation import Evaluation, evaluate, fit_pairs
+from icnn.metrics import confusion, f_measures
+from icnn.modulation import Fit
+from icnn.parts import NETWORKS, STAGE2
+from icnn.pipeline import Pipeline, load_pipeline
+from icnn.report import format_table, write_report
+from icnn.runs import Run
+from icnn.showcase import pipeline_example, result_examples
+from icnn.synthetic import synthetic_faces
+from icnn.training import train_network
+from minicnn.checkpoint import load_tensors, save_tensors
+from minicnn.kernels import choose_backend
+
+
+class Splits(NamedTuple):
+    """Faces to train on, to validate on and to evaluate, and a sentence that says where they come from."""
+
+    exemplars: list[Face]
+    tuning: list[Face]
+    evaluated: list[Face]
+    source: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see ``--help``."""
+    options = _parser().parse_args(argv)
+    with Signals() as signals:
+        the_run, config = _open_run(options)
+        backend, reason = choose_backend(options.backend)
+        print(f"{the_run.folder}: {reason}", flush=True)
+        splits = load_splits(config)
+        signals.check()
+        for name in NETWORKS:
+            train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
+        pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
+        fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
+        _store_pairs(the_run, fits)
+        result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals)
+        _write_results(the_run, config, splits, pipeline, fits, result)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m icnn.train",
+        description="Train stage 1 and the four stage-2 networks, fit the background modulation on the tuning split, "
+        "evaluate end to end and print the table. Without --data: synthetic faces, minutes on two cores.",
+    )
+    parser.add_argument("--data", type=existing_folder, metavar="DIR", help="faces in the layout of Smith et al.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML (default: the quick recipe)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, for example train.steps=1000"
+    )
+    parser.add_argument("--out", type=Path, metavar="RUN", help="new folder (default: runs/<date-time>)")
+    parser.add_argument("--resume", type=existing_folder, metavar="RUN", help="go on with a training that was stopped")
+    parser.add_argument("--backend", default="auto", help="auto, numpy, numba or cupy (default: auto, the fastest)")
+    parser.add_argument("--final", action="store_true", help="evaluate the testing split")
+    parser.add_threads()
+    return parser
+
+
+def _open_run(options) -> tuple[Run, Config]:
+    """The run folder and its settings; options given on the command line win over the configuration."""
+    if options.resume and (options.out or options.config):
+        Parser(prog="python -m icnn.train").error("--resume RUN has its own folder and settings: leave out --out, --config")
+    if options.resume:
+        the_run, config = Run.resume(options.resume, options.set)
+    else:
+        the_run, config = None, load_config(options.config, options.set)
+    if options.data:
+        config = replace(config, data=str(options.data.resolve()))
+    if options.threads:
+        config = replace(config, threads=options.threads)
+    if options.final:
+        config = replace(config, evaluate=replace(config.evaluate, split="testing"))
+    if the_run is None:
+        return Run.create(options.out, config), config
+    the_run.save_config(config)
+    return the_run, config
+
+
+def load_splits(config: Config) -> Splits:
+    """Read or draw the faces, each once; all networks share them."""
+    split = config.evaluate.split
+    if config.data:
+        folder = SmithFolder(config.data)
+        exemplars, tuning = folder.load_split("exemplars"), folder.load_split("tuning")
+        known = {"exemplars": exemplars, "tuning": tuning}
+        evaluated = known[split] if split in known else folder.load_split(split)
+        source = (
+            f"photographs in {Path(config.data).name}: {len(exemplars)} to train on, {len(tuning)} to validate on, "
+            f"F from {len(evaluated)} of {split}"
+        )
+        return Splits(exemplars, tuning, evaluated, source)
+    counts = config.synthetic
+    drawn = {
+        name: synthetic_faces(getattr(counts, name), counts.seed, name)
+        for name in progress(dict.fromkeys(("exemplars", "tuning", split)), "drawing faces")
+    }
+    source = (
+        f"synthetic faces, seed {counts.seed}: {counts.exemplars} to train on, {counts.tuning} to validate on, "
+        f"F from {len(drawn[split])} of {split}"
+    )
+    return Splits(drawn["exemplars"], drawn["tuning"], drawn[split], source)
+
+
+def _store_pairs(the_run: Run, fits: dict[str, Fit]) -> None:
+    """Write beta and beta0 into the weights files."""
+    for name in STAGE2:
+        path = the_run.weights_path(name)
+        tensors, metadata = load_tensors(path)
+        beta, beta0 = fits[name].pair
+        save_tensors(path, tensors, {**metadata, "beta": beta, "beta0": beta0})
+
+
+def baseline_scores(splits: Splits) -> dict[str, dict[str, float | None]]:
+    """F of two classifiers that do not look at shapes: how far colour and position alone carry."""
+    scores = {}
+    for title, baseline in (("constant prior", ConstantPrior()), ("colour classifier", ColourClassifier())):
+        baseline.fit(splits.exemplars)
+        matrices = [confusion(face.labels(), baseline.predict(face)) for face in splits.evaluated]
+        scores[title] = f_measures(np.sum(matrices, axis=0))
+    return scores
+
+
+def _write_results(
+    the_run: Run,
+    config: Config,
+    splits: Splits,
+    pipeline: Pipeline,
+    fits: dict[str, Fit],
+    result: Evaluation,
+) -> None:
+    summary = result.summary(config.evaluate.split)
+    baselines = baseline_scores(splits)
+    modulation = {
+        name: {"beta": fit.pair[0], "beta0": fit.pair[1], "before": fit.before, "after": fit.after}
+        for name, fit in fits.items()
+    }
+    details = {"source": splits.source, **result.details(), "baselines": baselines, "modulation": modulation}
+    the_run.write_json("evaluation.json", summary)
+    the_run.write_json("details.json", details)
+    write_report(
+        the_run.folder / "report.html",
+        title=f"iCNN: {the_run.folder.name}",
+        evaluation=summary,
+        details=details,
+        log=the_run.read_log(),
+        config_text=config_text(config),
+        examples=result_examples(pipeline, splits.evaluated, result.per_image["predicted"]),
+        pipeline=pipeline_example(pipeline, splits.evaluated, result.per_image["predicted"]),
+    )
+    print(format_table(summary, details))
+    print(json.dumps({"run": str(the_run.folder), "report": str(the_run.folder / "report.html")}))
+
+
+if __name__ == "__main__":
+    run(main, "icnn.train")

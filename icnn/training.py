@@ -1,0 +1,198 @@
+"""One network's training (Sec. 2.5 and 4.2): batches, SGD, validation, early stopping, states."""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from icnn.augment import Letterbox
+from icnn.batches import WEIGHTS, Batch, Batches, samples_of, validation_batch
+from icnn.command import NotFiniteError, Signals
+from icnn.config import Config, Train
+from icnn.dataset import Face
+from icnn.localise import mean_layout, part_centres
+from icnn.metrics import confusion, f_of_counts, region_counts
+from icnn.network import icnn_graph
+from icnn.parts import NETWORKS
+from icnn.runs import Progress, Run
+from minicnn import SGD, Plan
+from minicnn.sgd import Constant, Cosine, Schedule
+
+
+def train_network(
+    name: str,
+    faces: Sequence[Face],
+    validation_faces: Sequence[Face],
+    config: Config,
+    run: Run,
+    backend: str,
+    signals: Signals,
+) -> None:
+    """Train one network and write its weights; goes on from the run's state if there is one.
+
+    Raises
+    ------
+    InputError
+        If the faces have none of the network's parts.
+    NotFiniteError
+        If the loss becomes NaN or infinite; the run's state is the last good one.
+    StopError
+        After a signal; the run's state is that of this very step.
+    """
+    if (state := run.load_state(name)) is not None and state[1].finished:
+        return
+    train, augment = config.for_network(name)
+    samples = samples_of(name, faces, train.centre)
+    validation = validation_batch(samples_of(name, validation_faces, train.centre), train)
+    trainer = Trainer(name, train, config, run, backend, validation)
+    if state is not None:
+        trainer.restore(*state)
+    batches = Batches(name, samples, train, augment, config.seed)
+    metadata = {"layout": _layout(faces, train.centre)} if name == "stage1" else {}
+    trainer.train(batches, signals)
+    trainer.plan.save(run.weights_path(name), **metadata)
+
+
+def _layout(faces: Sequence[Face], rule: str) -> str:
+    """Mean part centres of the training faces, for the fallback of stage 1's weights."""
+    size = NETWORKS["stage1"].size
+    centres = [part_centres(face.labels(), rule) for face in faces]
+    boxes = [Letterbox.of(*face.pixels.shape[:2], size) for face in faces]
+    return json.dumps(mean_layout(centres, boxes, size).round(4).tolist())
+
+
+class Trainer:
+    """The loop around a plan's steps.
+
+    Parameters
+    ----------
+    name : str
+    train : Train
+    config : Config
+    run : Run
+    backend : str
+    validation : Batch
+    """
+
+    def __init__(self, name: str, train: Train, config: Config, run: Run, backend: str, validation: Batch):
+        network = NETWORKS[name]
+        graph = icnn_graph(network.labels, network.size, config.network.preset)
+        key = (list(NETWORKS).index(name), WEIGHTS)
+        seed = np.random.SeedSequence(config.seed, spawn_key=key)
+        self.plan = Plan(graph, train.batch, backend, seed=seed, threads=config.threads or None)
+        self._name = name
+        self._train = train
+        self._run = run
+        self._validation = validation
+        self._optimiser = SGD(
+            schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink
+        )
+        self._best = self.plan.state()["values"]
+        self._progress = Progress()
+
+    def restore(self, tensors: dict[str, np.ndarray], progress: Progress) -> None:
+        """Go on from a state of the run."""
+        self._best = tensors["best"]
+        self._progress = progress
+        self.plan.restore(tensors, progress.step)
+        self._run.forget_log(self._name, progress.step)
+
+    def train(self, batches: Batches, signals: Signals) -> None:
+        """Run to the last step or until a stopping rule applies; then the plan holds the weights to keep."""
+        progress, steps = self._progress, self._train.steps
+        if progress.step == 0:
+            self._save()
+        bar = tqdm(
+            total=steps, initial=progress.step, desc=self._name, unit="step", disable=None, dynamic_ncols=True
+        )
+        started, seen = time.perf_counter(), 0
+        with bar:
+            for batch in batches.ahead(progress.step, steps):
+                if signals.number:
+                    self._save()
+                    signals.check()
+                self._step(batch)
+                seen += len(batch.images)
+                speed = seen / (time.perf_counter() - started)
+                bar.set_postfix_str(f"loss {progress.loss_sum / progress.loss_count:.4f}, {speed:.0f} images/s", False)
+                bar.update()
+                if progress.step % self._train.validate_every == 0 or progress.step == steps:
+                    stop = self._validate(speed)
+                    self._save()
+                    started, seen = time.perf_counter(), 0
+                    if stop:
+                        break
+        if self._train.keep == "best":
+            self.plan.restore({**self.plan.state(), "values": self._best}, progress.step)
+        progress.finished = True
+        self._save()
+
+    def _step(self, batch: Batch) -> None:
+        loss = float(self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights))
+        if not math.isfinite(loss):
+            raise NotFiniteError(
+                f"{self._name}: the loss became {loss} at step {self._progress.step + 1}; the state of the last "
+                f"validation is kept in {self._run.folder}; try --resume {self._run.folder} --set "
+                f"{self._name}.train.lr={self._train.lr / 4:g} (it is {self._train.lr:g})"
+            )
+        self._progress.step += 1
+        self._progress.loss_sum += loss
+        self._progress.loss_count += 1
+
+    def _save(self) -> None:
+        self._run.save_state(self._name, {**self.plan.state(), "best": self._best}, self._progress)
+
+    def _validate(self, speed: float) -> bool:
+        """Score the validation crops, log, remember the best weights; True where training should stop."""
+        progress = self._progress
+        loss, f = validation_scores(self.plan, self._name, self._validation)
+        progress.rises = progress.rises + 1 if loss > progress.validation_loss else 0
+        progress.validation_loss = loss
+        progress.checks_since_best += 1
+        if f > progress.best_f:
+            progress.best_f, progress.best_step, progress.checks_since_best = f, progress.step, 0
+            self._best = self.plan.state()["values"]
+        self._run.log(
+            {
+                "network": self._name,
+                "step": progress.step,
+                "loss": progress.loss_sum / progress.loss_count,
+                "lr": self._optimiser.rate(progress.step - 1),
+                "validation_loss": loss,
+                "validation_f": f,
+                "images_per_second": round(speed, 1),
+            }
+        )
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        patience, rises = self._train.patience, self._train.stop_after_rises
+        return bool((patience and progress.checks_since_best >= patience) or (rises and progress.rises >= rises))
+
+
+def schedule_of(train: Train) -> Schedule:
+    """The learning rate over the steps of a training."""
+    if train.schedule == "constant":
+        return Constant(train.lr)
+    return Cosine(train.lr, train.steps, round(train.warmup * train.steps))
+
+
+def validation_scores(plan: Plan, name: str, validation: Batch) -> tuple[float, float]:
+    """Mean cross-entropy over all pixels in images, and mean F of the network's labels, on crops.
+
+    In stage 1 left and right count apart; labels that neither the truth nor the prediction has do not count.
+    """
+    labels = NETWORKS[name].labels
+    matrix = np.zeros((labels, labels), np.int64)
+    loss_sum = weight_sum = 0.0
+    for start in range(0, len(validation.images), plan.batch):
+        images, truth, weights = (array[start : start + plan.batch] for array in validation)
+        logits = np.array(plan.forward(images))
+        weight = float(weights.sum(dtype=np.float64))
+        loss_sum += float(plan.loss(truth, weights)) * weight
+        weight_sum += weight
+        inside = weights > 0
+        matrix += confusion(truth[inside], logits.argmax(1)[inside], labels)
+    scores = [f_of_counts(*region_counts(matrix, (label,))) for label in range(1, labels)]
+    return loss_sum / weight_sum, float(np.mean([f for f in scores if f is not None] or [0.0]))

@@ -1,0 +1,182 @@
+"""What several test files share: the backends, example arguments for every kernel, and a careful way to call one."""
+
+import numpy as np
+import pytest
+
+from minicnn.kernels import SIGNATURES, get_backend
+
+BACKENDS = ("numpy", "numba")
+
+#: Kernel -> its sizes as shape letters, and its scalars. Small, uneven and with more than one image.
+EXAMPLES = {
+    "conv2d_forward": ({"N": 3, "C": 3, "O": 8, "K": 5, "H": 6, "W": 7}, {}),
+    "conv2d_backward_data": ({"N": 3, "C": 3, "O": 8, "K": 5, "H": 6, "W": 7}, {"add": False}),
+    "conv2d_backward_weights": ({"N": 3, "C": 3, "O": 8, "K": 5, "H": 6, "W": 7}, {}),
+    "max_pool2d_forward": (
+        {"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4},
+        {"window": 3, "stride": 2, "border": 1},
+    ),
+    "max_pool2d_backward": (
+        {"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4},
+        {"window": 3, "stride": 2, "border": 1, "add": False},
+    ),
+    "mean_pool2d_forward": ({"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4}, {"window": 2}),
+    "mean_pool2d_backward": ({"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4}, {"window": 2, "add": False}),
+    "upsample_nearest2d_forward": (
+        {"N": 2, "C": 3, "D": 3, "H": 3, "W": 4, "P": 9, "Q": 12},
+        {"factor": 3},
+    ),
+    "upsample_nearest2d_backward": (
+        {"N": 2, "C": 3, "D": 5, "H": 3, "W": 4, "P": 9, "Q": 12},
+        {"factor": 3, "add": False},
+    ),
+    "parity_maps": ({"N": 2, "D": 2, "H": 5, "W": 6}, {"offset": 0}),
+    "concat_forward": ({"N": 2, "C": 3, "D": 3, "H": 5, "W": 6}, {"offset": 0}),
+    "concat_backward": ({"N": 2, "C": 3, "D": 6, "H": 5, "W": 6}, {"offset": 2, "add": False}),
+    "tanh_forward": ({"N": 2, "C": 3, "H": 5, "W": 6}, {}),
+    "tanh_backward": ({"N": 2, "C": 3, "H": 5, "W": 6}, {"add": False}),
+    "softmax_cross_entropy_forward": ({"N": 2, "L": 4, "H": 5, "W": 6}, {}),
+    "softmax_cross_entropy_backward": ({"N": 2, "L": 4, "H": 5, "W": 6}, {}),
+    "sgd_update": (
+        {"V": 37},
+        {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01, "shrink": 0.999},
+    ),
+}
+
+_GUARD = 64  # elements on both sides of scratch that no kernel may touch
+
+
+class Caller:
+    """Calls kernels of one backend on NumPy arrays.
+
+    ``call(kernel, *arrays, **scalars)`` takes every array of the signature except scratch, and writes what the
+    kernel wrote back into the arrays given. Each call also asserts what the signature table promises: shapes that
+    fit the letters, inputs left alone, scratch that is as long as `scratch_size` says and not a number longer, and
+    whose content (here NaN) means nothing.
+    """
+
+    def __init__(self, backend: str):
+        self.kernels = get_backend(backend)
+
+    def __call__(self, kernel: str, *arrays: np.ndarray, **scalars: float) -> None:
+        signature = SIGNATURES[kernel]
+        passed = [argument for argument in signature if argument.role not in ("scratch", "scalar")]
+        letters: dict[str, int] = {}
+        for argument, array in zip(passed, arrays, strict=True):
+            assert array.ndim == len(argument.shape), f"{argument.name} has {array.ndim} dimensions"
+            for letter, length in zip(argument.shape, array.shape, strict=True):
+                assert letters.setdefault(letter, length) == length, f"{argument.name}: {letter} is {length}"
+        assert list(scalars) == [argument.name for argument in signature if argument.role == "scalar"]
+
+        dtype = arrays[0].dtype
+        length = self.kernels.scratch_size(kernel, **letters)
+        guarded = self._on_device(np.full(length + 2 * _GUARD, np.nan, dtype))
+        guarded[:_GUARD] = guarded[_GUARD + length :] = 7
+        copies = [self._on_device(array) for array in arrays]
+        rest = iter(copies)
+        given = {
+            argument.name: guarded[_GUARD : _GUARD + length]
+            if argument.role == "scratch"
+            else scalars[argument.name]
+            if argument.role == "scalar"
+            else next(rest)
+            for argument in signature
+        }
+        getattr(self.kernels, kernel)(*given.values())
+
+        for argument, array, copy in zip(passed, arrays, copies, strict=True):
+            result = self.kernels.download(copy)
+            if argument.role == "in":
+                np.testing.assert_array_equal(result, array, f"{kernel} changed its input {argument.name}")
+            array[...] = result
+        edges = self.kernels.download(guarded)
+        assert (edges[:_GUARD] == 7).all() and (edges[_GUARD + length :] == 7).all(), "wrote beyond scratch"
+
+    def _on_device(self, array: np.ndarray):
+        copy = self.kernels.empty(array.shape, array.dtype)
+        self.kernels.upload(copy, array)
+        return copy
+
+
+def example(kernel: str, dtype: str, rng: np.random.Generator, **letters: int) -> tuple[list[np.ndarray], dict]:
+    """Valid arrays for a kernel (outputs filled with NaN) and its scalars; `letters` replace sizes of EXAMPLES."""
+    sizes, scalars = EXAMPLES[kernel]
+    sizes = {**sizes, **letters}
+    arrays = {}
+    for argument in SIGNATURES[kernel]:
+        if argument.role in ("scratch", "scalar"):
+            continue
+        shape = tuple(sizes[letter] for letter in argument.shape)
+        if argument.role in ("out", "accumulate") and kernel != "sgd_update":
+            arrays[argument.name] = np.full(shape, np.nan, dtype)
+        elif argument.dtype == "int32":
+            arrays[argument.name] = rng.integers(0, sizes["L"], shape, dtype=np.int32)
+        elif argument.name in ("weights", "total", "p"):
+            arrays[argument.name] = rng.uniform(0.1, 1, shape) * np.ones(shape, dtype)
+        else:
+            arrays[argument.name] = rng.standard_normal(shape)
+        if argument.dtype == "float":
+            arrays[argument.name] = np.asarray(arrays[argument.name], dtype)
+    if kernel == "max_pool2d_backward":  # y must hold the maxima of x; here each window's lie where the test puts them
+        window = {name: scalars[name] for name in ("window", "stride", "border")}
+        Caller("numpy")("max_pool2d_forward", arrays["y"], arrays["x"], **window)
+    return list(arrays.values()), scalars
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request) -> str:
+    """Name of each backend in turn."""
+    return request.param
+
+
+@pytest.fixture
+def call(backend) -> Caller:
+    """Calls kernels of each backend in turn."""
+    return Caller(backend)
+
+
+@pytest.fixture
+def reference() -> Caller:
+    """Calls kernels of the reference backend."""
+    return Caller("numpy")
+
+
+@pytest.fixture(params=sorted(EXAMPLES))
+def kernel(request) -> str:
+    """Name of each kernel in turn."""
+    return request.param
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request) -> str:
+    return request.param
+
+
+#: K, C, O, (H, W), N: windows odd and even, filters that fill tiles and that do not, planes smaller than the window.
+_CONVOLUTIONS = [
+    (1, 3, 8, (3, 5), 3),
+    (2, 2, 3, (8, 8), 1),
+    (3, 1, 1, (1, 1), 1),
+    (3, 26, 10, (13, 9), 3),
+    (4, 7, 2, (3, 5), 3),
+    (5, 24, 8, (16, 16), 3),
+    (5, 3, 8, (64, 64), 1),
+    (7, 8, 9, (13, 9), 1),
+    (9, 9, 26, (8, 8), 1),
+    (9, 10, 7, (64, 64), 1),
+    (11, 8, 24, (3, 5), 1),
+    (11, 2, 3, (16, 16), 3),
+]
+
+
+@pytest.fixture(params=_CONVOLUTIONS, ids=lambda case: "K{}-C{}-O{}-{}-N{}".format(*case).replace(" ", ""))
+def convolution(request, dtype, rng):
+    """Arrays x (N, C, H, W), w (O, C, K, K), b (O,), dy (N, O, H, W) of one convolution, in both dtypes."""
+    k, c, o, plane, n = request.param
+    shapes = ((n, c, *plane), (o, c, k, k), (o,), (n, o, *plane))
+    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
