@@ -1,31 +1,19 @@
-"""Two small charts as inline SVG: lines over steps, and a histogram.
+"""Pieces of an HTML page that know nothing of faces: two charts as inline SVG, tables, pictures, a style.
 
-They carry no colours of their own: `CHART_CSS` names the classes, and the page
-around them defines --ink, --muted, --grid, --first and --second, so that one
-drawing serves a light and a dark page.
+The charts carry no colours of their own but classes that `PAGE_CSS` colours,
+so that one drawing serves a light and a dark page.
 """
 
+import base64
 import html
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
-#: Styles of the classes below; the page inserts them once.
-CHART_CSS = """\
-.chart { display: block; width: 100%; height: auto; overflow: visible; font-size: 11px }
-.chart text { fill: var(--muted); font-variant-numeric: tabular-nums }
-.chart .title { fill: var(--ink) }
-.chart .grid { stroke: var(--grid) }
-.chart .axis { stroke: var(--muted) }
-.chart .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round }
-.chart .s0 { stroke: var(--first) } .chart .s1 { stroke: var(--second) }
-.chart .dot { stroke: none } .chart .dot.s0 { fill: var(--first) } .chart .dot.s1 { fill: var(--second) }
-.chart .bar { fill: var(--first); fill-opacity: .55 }
-.chart .mark { stroke: var(--ink); stroke-dasharray: 3 3 }
-"""
+from PIL import Image
 
 #: Style of the whole page, light and dark.
 PAGE_CSS = """\
@@ -58,6 +46,7 @@ thead th { color: var(--muted); border-bottom: 1px solid var(--muted); line-heig
 tbody th { position: sticky; left: 0; background: var(--paper); text-align: left;
   padding: var(--gap) .8rem var(--gap) 0; min-width: 7.5rem }
 tbody tr + tr > * { border-top: 1px solid var(--grid) }
+@media (min-width: 48rem) { tbody th { white-space: nowrap } }
 .note td { text-align: left; padding: .5rem 0; color: var(--muted) }
 .note span { position: sticky; left: 0; display: inline-block; max-width: min(44rem, 100vw - 2rem) }
 .heat td { padding: 1px } .heat tbody tr + tr > * { border: 0 }
@@ -75,6 +64,16 @@ img, .photo { display: block; width: 100%; height: auto; border-radius: 2px }
 summary { cursor: pointer; margin: .5rem 0 }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; border: 1px solid var(--grid);
   padding: .8rem; margin: 0 }
+.chart { display: block; width: 100%; height: auto; overflow: visible; font-size: 11px }
+.chart text { fill: var(--muted); font-variant-numeric: tabular-nums }
+.chart .title { fill: var(--ink) }
+.chart .grid { stroke: var(--grid) }
+.chart .axis { stroke: var(--muted) }
+.chart .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round }
+.chart .s0 { stroke: var(--first) } .chart .s1 { stroke: var(--second) }
+.chart .dot { stroke: none } .chart .dot.s0 { fill: var(--first) } .chart .dot.s1 { fill: var(--second) }
+.chart .bar { fill: var(--first); fill-opacity: .55 }
+.chart .mark { stroke: var(--ink); stroke-dasharray: 3 3 }
 """
 
 # The drawing area inside a picture of WIDTH x HEIGHT user units; a unit is about a CSS pixel on a phone.
@@ -98,10 +97,12 @@ class Series:
         For the legend.
     points : sequence of (x, y)
         In the order of x; where y is None or not finite there is no point.
+    colour : {0, 1}
     """
 
     name: str
     points: Sequence[tuple[float, float | None]]
+    colour: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,21 +128,26 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten in [low, high], at most `most` + 1 of them."""
-    if not low < high:
-        return [low]
+def linear_ticks(low: float, high: float, most: int = 6, outwards: bool = False) -> list[float]:
+    """Multiples of 1, 2 or 5 times a power of ten.
+
+    Those in [low, high], at most `most` + 1 of them; with `outwards` one more
+    at each end where that is needed to enclose both.
+    """
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / most * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if outwards:
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    else:
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Ticks of a logarithmic axis: 1, 2 and 5 of each decade, or fewer where that would be too many."""
+    """Ticks of a logarithmic axis in [low, high]: 1, 2 and 5 of each decade, or fewer for long axes."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for digits in ((1, 2, 5), (1,)):
-        ticks = [float(f"{digit}e{decade}") for decade in decades for digit in digits]
+    for leading in ((1, 2, 5), (1,)):
+        ticks = [float(f"{digit}e{decade}") for decade in decades for digit in leading]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) <= most:
             break
@@ -166,17 +172,24 @@ def line_chart(title: str, series: Sequence[Series], log: bool = False) -> str:
     str
         An <svg> element, or "" where no series has a point.
     """
-    lines = [(line.name, _thin(_clean(line.points, log))) for line in series]
-    points = [point for _, line in lines for point in line]
-    if not points:
+    lines = [(line, points) for line in series if (points := _thin(_clean(line.points, log)))]
+    if not lines:
         return ""
-    (left, right), (low, high) = (_span([p[i] for p in points]) for i in (0, 1))
-    if log:  # a linear margin might reach 0
-        low, high = min(p[1] for p in points) / 1.1, max(p[1] for p in points) * 1.1
-    x, y = _Axis(left, right, LEFT, RIGHT), _Axis(low, high, BOTTOM, TOP, log)
-    body = [_frame(x, y, log_ticks(low, high) if log else linear_ticks(low, high), "step")]
-    for i, (name, line) in enumerate(lines):
-        body.append(_line(x, y, line, i) + _legend(name, i, len(lines)) if line else "")
+    values = [value for _, points in lines for _, value in points]
+    right = max(step for _, points in lines for step, _ in points)
+    x = _Axis(0, right if right > 0 else 1, LEFT, RIGHT)
+    if log:
+        low, high = min(values) / 1.1, max(values) * 1.1
+        ticks = log_ticks(low, high)
+    else:  # the ticks enclose the values
+        ticks = linear_ticks(*_span(values), outwards=True)
+        low, high = ticks[0], ticks[-1]
+    y = _Axis(low, high, BOTTOM, TOP, log)
+    body = [_frame(x, y, ticks, "step")]
+    for i, (line, points) in enumerate(lines):
+        body.append(_line(x, y, points, line.colour))
+        if len(series) > 1:
+            body.append(_legend(line, len(lines) - 1 - i))
     return _svg(title, f"{title} over steps", body)
 
 
@@ -208,15 +221,15 @@ def histogram(
     counts, bins = np.histogram(values, edges)
     x, y = _Axis(edges[0], edges[-1], LEFT, RIGHT), _Axis(0, max(top, 1), BOTTOM, TOP + 13 * len(marks))
     body = [_frame(x, y, [t for t in linear_ticks(0, max(top, 1), 5) if t == round(t)], "F")]
-    for count, start, end in zip(counts, bins[:-1], bins[1:], strict=True):
-        if count:
-            size = f'width="{max(x(end) - x(start) - 1, 0.5):.1f}" height="{BOTTOM - y(count):.1f}"'
-            body.append(f'<rect class="bar" x="{x(start) + 0.5:.1f}" y="{y(count):.1f}" {size}/>')
+    for height, start, end in zip(counts, bins[:-1], bins[1:], strict=True):
+        if height:
+            size = f'width="{max(x(end) - x(start) - 1, 0.5):.1f}" height="{BOTTOM - y(height):.1f}"'
+            body.append(f'<rect class="bar" x="{x(start) + 0.5:.1f}" y="{y(height):.1f}" {size}/>')
     for row, (value, text) in enumerate(marks):
-        at, height = x(value), TOP + 13 * row
+        at, level = x(value), TOP + 13 * row
         side, shift = ("end", -4) if at > (LEFT + RIGHT) / 2 else ("start", 4)
-        body.append(f'<line class="mark" x1="{at:.1f}" y1="{height - 4}" x2="{at:.1f}" y2="{BOTTOM}"/>')
-        body.append(_text(at + shift, height + 4, text, side))
+        body.append(f'<line class="mark" x1="{at:.1f}" y1="{level - 4}" x2="{at:.1f}" y2="{BOTTOM}"/>')
+        body.append(_text(at + shift, level + 4, text, side))
     return _svg(title, f"{title}: histogram of {len(values)} values", body)
 
 
@@ -239,7 +252,7 @@ def _span(values: list[float]) -> tuple[float, float]:
     if high - low > 1e-9 * size:
         return low, high
     margin = size / 10 or 1.0
-    return low - margin, high + margin
+    return (max(low - margin, 0.0) if low >= 0 else low - margin), high + margin
 
 
 def _frame(x: _Axis, y: _Axis, y_ticks: list[float], x_title: str) -> str:
@@ -265,19 +278,17 @@ def _line(x: _Axis, y: _Axis, points: list[tuple[float, float]], index: int) -> 
     return f'<polyline class="line s{index}" points="{" ".join(pairs)}"/>'
 
 
-def _legend(name: str, index: int, count: int) -> str:
-    """One entry, right-aligned above the drawing area; a single line needs none."""
-    if count == 1:
-        return ""
-    end = RIGHT - 90 * (count - 1 - index)
-    key = f'<line class="line s{index}" x1="{end - 84}" y1="8" x2="{end - 68}" y2="8"/>'
-    return key + _text(end - 63, 12, name, "start")
+def _legend(line: Series, place: int) -> str:
+    """The entry of a line above the drawing area, `place` entries from its right end."""
+    x = RIGHT - 90 * place
+    key = f'<line class="line s{line.colour}" x1="{x - 84}" y1="8" x2="{x - 68}" y2="8"/>'
+    return key + _text(x - 63, 12, line.name, "start")
 
 
 def _number(value: float) -> str:
     """A tick as short as it may be; the step's rounding error must not show."""
     text = f"{value:,.0f}" if abs(value) >= 1000 and value == round(value) else f"{value:.4g}"
-    return text.replace("0.", ".", 1) if text.startswith("0.") else text.replace("-", "−")
+    return text.removeprefix("0") if text.startswith("0.") else text.replace("-", "−", 1)
 
 
 def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
@@ -286,7 +297,8 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
 
 
 def _svg(title: str, description: str, body: list[str]) -> str:
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(description)}">'
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
+    head = f'<svg class="chart" {size} role="img" aria-label="{html.escape(description)}">'
     return head + _text(2, 12, title, "start", "title") + "".join(body) + "</svg>"
 
 
@@ -295,24 +307,37 @@ def esc(text: object) -> str:
     return html.escape(str(text))
 
 
-def score(value: Any, missing: str = "–") -> str:
+def digits(value: Any, missing: str = "–") -> str:
     """Three digits, .813; `missing` where there is no figure."""
     number = finite(value)
-    return missing if number is None else f"{number:.3f}".replace("0.", ".", 1 if abs(number) < 1 else 0)
+    return missing if number is None else f"{number:.3f}".removeprefix("0")
+
+
+def decimals(value: Any, places: int = 3) -> str:
+    """A figure that may be larger than 1; – where there is none."""
+    number = finite(value)
+    return "–" if number is None else f"{number:,.{places}f}".replace("-", "−")
+
+
+def count(number: int, word: str) -> str:
+    """One image, two images: the word with its number."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def table(heads: Sequence[str], body: str) -> str:
+    """A table that scrolls sideways where the page is narrow; the heads are text, the body is HTML rows."""
     top = "".join(f'<th scope="col">{esc(head)}</th>' for head in heads)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def row(name: str, cells: Iterable[str], kind: str = "") -> str:
+def table_row(name: str, cells: Iterable[str], kind: str = "") -> str:
     """A row of a table; the cells are HTML, the name is text."""
     attribute = f' class="{kind}"' if kind else ""
     return f'<tr{attribute}><th scope="row">{esc(name)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
 
 
 def data_uri(image: np.ndarray) -> str:
+    """A picture (H, W, 3) uint8 of at least one pixel as a PNG inside its own address."""
     picture = Image.fromarray(np.ascontiguousarray(image, np.uint8))
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -321,6 +346,7 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def picture(image: np.ndarray, alt: str, pixelated: bool = False) -> str:
+    """An <img> of (H, W, 3) uint8, as wide as its place; pixels stay squares if `pixelated`."""
     if image.size == 0:
         return '<span class="muted">no pixels</span>'
     kind = ' class="pixels"' if pixelated else ""

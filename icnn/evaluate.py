@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = evaluate(pipeline, faces, options.batch, signals)
     summary = result.summary(options.split)
     source = f"photographs in {options.data.resolve().name}, F from {len(faces)} of {options.split}"
-    print(format_table(summary, {"source": source, **result.details()}))
+    print(format_table(summary, source=source))
     if options.json:
         with atomic_path(options.json) as path:
             path.write_text(json.dumps(summary, indent=1) + "\n")

@@ -1,12 +1,9 @@
-"""Tables, curves and overlays of a run: plain text for the terminal, and one HTML page that needs nothing else.
+"""Tables, curves and overlays of a run: text for the terminal, and one HTML page that needs nothing else.
 
 The page has no script and asks for no other file: pictures are PNG inside
 it, curves are SVG. Everything that comes from outside is escaped.
 """
 
-import base64
-import html
-import io
 import math
 import os
 import textwrap
@@ -15,9 +12,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from icnn.charts import CHART_CSS, Series, finite, histogram, line_chart
+from icnn.charts import (
+    PAGE_CSS,
+    Series,
+    count,
+    data_uri,
+    decimals,
+    digits,
+    esc,
+    figure,
+    finite,
+    histogram,
+    line_chart,
+    picture,
+    table,
+    table_row,
+)
 from icnn.metrics import MEASURES
 from icnn.palette import COLOURS, PARTS
 from minicnn.checkpoint import atomic_path
@@ -25,21 +36,24 @@ from minicnn.checkpoint import atomic_path
 #: Key of `evaluation["crops"]` -> name of its row.
 CONDITIONS = {"predicted": "this run, end to end", "ground_truth": "this run, ground-truth centres"}
 
-_PAPER = {
-    "[13] Zhu & Ramanan 2012": (0.533, None, None, 0.425, 0.472, 0.455, 0.687, None),
-    "[14] Saragih et al. 2009": (0.679, 0.598, 0.890, 0.600, 0.579, 0.579, 0.769, 0.733),
-    "[15] Liu et al. 2011": (0.770, 0.640, 0.843, 0.601, 0.650, 0.618, 0.742, 0.738),
-    "[16] Gu & Kanade 2008": (0.743, 0.681, 0.889, 0.545, 0.568, 0.599, 0.789, 0.746),
-    "[5] Smith et al. 2013": (0.785, 0.722, 0.922, 0.713, 0.651, 0.700, 0.857, 0.804),
-    "iCNNs (the paper)": (0.813, 0.874, 0.950, 0.754, 0.836, 0.809, 0.926, 0.873),
+#: Table 1 of the paper: model -> F by measure, None where it prints n/a. It has no union of the parts.
+PAPER = {
+    name: dict(zip(MEASURES[:-1], figures, strict=True))
+    for name, figures in {
+        "[13] Zhu & Ramanan 2012": (0.533, None, None, 0.425, 0.472, 0.455, 0.687, None),
+        "[14] Saragih et al. 2009": (0.679, 0.598, 0.890, 0.600, 0.579, 0.579, 0.769, 0.733),
+        "[15] Liu et al. 2011": (0.770, 0.640, 0.843, 0.601, 0.650, 0.618, 0.742, 0.738),
+        "[16] Gu & Kanade 2008": (0.743, 0.681, 0.889, 0.545, 0.568, 0.599, 0.789, 0.746),
+        "[5] Smith et al. 2013": (0.785, 0.722, 0.922, 0.713, 0.651, 0.700, 0.857, 0.804),
+        "iCNNs (the paper)": (0.813, 0.874, 0.950, 0.754, 0.836, 0.809, 0.926, 0.873),
+    }.items()
 }
-#: Table 1 of the paper: model -> measure -> F, None where it prints n/a. It has no union of the parts.
-PAPER = {name: dict(zip(MEASURES[:-1], row, strict=True)) for name, row in _PAPER.items()}
 
 #: Stands wherever the paper's figures stand beside ours.
 PAPER_NOTE = (
-    "The paper's Table 1: these figures come from the paper's Helen split (2,000 training images, 100 test images), "
-    "not from these data. Its overall stands under overall micro, the metric that it fits; face skin is left out."
+    "The paper's Table 1: these figures come from the paper's Helen split (2,000 training images, "
+    "100 test images), not from these data. Its overall stands under overall micro, the metric that it fits; "
+    "face skin is left out."
 )
 
 NETWORKS = ("stage1", "eyebrow", "eye", "nose", "mouth")
@@ -178,7 +192,7 @@ def format_table(
             [name.ljust(width), *(e.rjust(n) for e, n in zip(entries, cells, strict=True))]
         ).rstrip()
 
-    lines = [_counted(evaluation), ""]
+    lines = [f"F-measure, {_counted(evaluation)}", ""]
     lines += [line("", (head[i].replace("_", " ") for head in heads)) for i in (0, 1)]
     lines += [line(name, _figures(row)) for name, row in ours]
     total = width + sum(cells) + 2 * len(cells)
@@ -220,6 +234,7 @@ def write_report(
     """
     sections = (
         ("Scores", _scores(evaluation, details)),
+        ("Colours and ids of the parts", _legend() if examples or pipeline else ""),
         ("Examples", _examples(examples)),
         ("Pipeline on one face", _pipeline(pipeline) if pipeline else ""),
         ("F over the images", _distribution(details)),
@@ -230,21 +245,19 @@ def write_report(
         ("Configuration", f"<pre>{esc(config_text)}</pre>" if config_text.strip() else ""),
     )
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
-    page = (
+    head = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{_CSS}{CHART_CSS}</style></head>"
-        f"<body><main><header><h1>{esc(title)}</h1>{_headline(evaluation, details)}</header>{body}</main></body></html>\n"
+        f"<title>{esc(title)}</title><style>{PAGE_CSS}</style></head>"
     )
+    body = f"<main><header><h1>{esc(title)}</h1>{_headline(evaluation, details)}</header>{body}</main>"
+    page = f"{head}<body>{body}</body></html>\n"
     with atomic_path(path) as temporary:
         temporary.write_text(page, "utf-8", errors="replace")  # a file name may hold bytes that are no text
 
 
 def _counted(evaluation: Mapping[str, Any]) -> str:
-    images = evaluation.get("images", 0)
-    return (
-        f"F-measure, {images} image{'' if images == 1 else 's'} of the split {evaluation.get('split', '–')}"
-    )
+    return f"{count(evaluation.get('images', 0), 'image')} of the split {evaluation.get('split', '–')}"
 
 
 def _source_line(evaluation: Mapping[str, Any], source: str | None) -> str:
@@ -258,16 +271,7 @@ def _our_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 
 def _figures(row: Mapping[str, Any], missing: str = "–") -> list[str]:
     """Cells of a row; a measure that it does not have is a dash, one that is None is `missing`."""
-    return [score(row[measure], missing) if measure in row else "–" for measure in MEASURES]
-
-
-def _number(value: Any, digits: int = 3) -> str:
-    number = finite(value)
-    return "–" if number is None else f"{number:,.{digits}f}"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
+    return [digits(row[measure], missing) if measure in row else "–" for measure in MEASURES]
 
 
 def _part_name(name: str) -> str:
@@ -280,10 +284,10 @@ def _part_name(name: str) -> str:
 def _headline(evaluation: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     tiles = []
     for name, row in _our_rows(evaluation):
-        figures = (f"<b>{score(row.get(f'overall_{kind}'))}</b> {kind}" for kind in ("micro", "union"))
+        figures = (f"<b>{digits(row.get(f'overall_{kind}'))}</b> {kind}" for kind in ("micro", "union"))
         tiles.append(f"<li>{esc(name)}<span>{' '.join(figures)}</span></li>")
     source = details.get("source")
-    text = f'<p>{esc(_counted(evaluation))}</p><ul class="tiles">{"".join(tiles)}</ul>'
+    text = f'<p>F-measure, {esc(_counted(evaluation))}</p><ul class="tiles">{"".join(tiles)}</ul>'
     return text + (f'<p class="muted">{esc(source)}</p>' if source else "")
 
 
@@ -291,13 +295,13 @@ def _scores(evaluation: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     def note(text: str) -> str:
         return f'<tr class="note"><td colspan="{1 + len(MEASURES)}"><span>{esc(text)}</span></td></tr>'
 
-    ours = (row(name, _figures(row), "ours") for name, row in _our_rows(evaluation))
-    others = (row(name, _figures(row)) for name, row in (details.get("baselines") or {}).items())
-    paper = (row(name, _figures(row, "n/a")) for name, row in PAPER.items())
+    ours = (table_row(name, _figures(row), "strong") for name, row in _our_rows(evaluation))
+    others = (table_row(name, _figures(row)) for name, row in (details.get("baselines") or {}).items())
+    paper = (table_row(name, _figures(row, "n/a")) for name, row in PAPER.items())
     body = [*ours, *others, note(_source_line(evaluation, details.get("source"))), note(PAPER_NOTE), *paper]
     text = (
-        "F = 2PR / (P + R), pixels of all images pooled, left and right merged. Overall micro sums the counts of the "
-        "six parts, so a nose pixel called lip is an error; overall union takes them as one region."
+        "F = 2PR / (P + R), pixels of all images pooled, left and right merged. Overall micro sums the "
+        "counts of the six parts, so a nose pixel called lip is an error; overall union takes them as one."
     )
     return f"<p>{text}</p>" + table(["", *map(_part_name, MEASURES)], "".join(body))
 
@@ -319,37 +323,33 @@ def _examples(examples: Sequence[Example]) -> str:
             figure(picture(overlay(example.image, labels), f"{name} of {example.name}"), name)
             for labels, name in ((example.prediction, "prediction"), (example.truth, "ground truth"))
         )
-        caption = f"<h3>{esc(example.name)} <small>F {score(example.f)}</small></h3>"
+        caption = f"<h3>{esc(example.name)} <small>F {digits(example.f)}</small></h3>"
         cards.append(f'<article>{caption}<div class="pair">{"".join(pictures)}</div></article>')
-    text = (
-        "<p>As in the paper’s Fig. 4. F is overall micro of the one image. Colours and ids of the parts:</p>"
-    )
-    return f'{text}{_legend()}<div class="cards">{"".join(cards)}</div>'
+    text = "<p>As in the paper’s Fig. 4. F is overall micro of the one image.</p>"
+    return f'{text}<div class="cards">{"".join(cards)}</div>'
 
 
 def _pipeline(example: PipelineExample) -> str:
     first = (
-        figure(_marked(example.image, example.patches), "1  photograph, with the centres that stage 1 found"),
-        figure(picture(example.stage1_image, "stage 1 input", True), "2  what stage 1 sees"),
-        figure(picture(label_picture(example.stage1_labels), "stage 1 labels", True), "3  its labels"),
+        figure(_marked(example.image, example.patches), "1. photograph, with the centres from stage 1"),
+        figure(picture(example.stage1_image, "stage 1 input", True), "2. what stage 1 sees"),
+        figure(picture(label_picture(example.stage1_labels), "stage 1 labels", True), "3. its labels"),
     )
     patches = []
     for patch in example.patches:
         pair = picture(patch.image, patch.name, True)
         pair += picture(label_picture(patch.labels), f"labels of {patch.name}", True)
         side = f"{_part_name(patch.name)}{', mirrored' if patch.mirrored else ''}"
-        patches.append(figure(pair, f"{side}, {patch.image.shape[1]} px"))
+        patches.append(figure(pair, f"{side}, {patch.image.shape[1]}\N{NO-BREAK SPACE}px"))
     last = (
-        figure(picture(overlay(example.image, example.result), "result over the photograph"), "5  result"),
+        figure(picture(overlay(example.image, example.result), "result over the photograph"), "5. result"),
         figure(picture(label_picture(example.result), "labels of the result"), "its labels"),
     )
-    text = "<p>As in the paper’s Fig. 2: stage 1 finds the parts in a small picture, stage 2 labels a patch of each.</p>"
-    middle = (
-        f'<p>4  patches and labels of stage 2</p><div class="patches">{"".join(patches)}</div>'
-        if patches
-        else ""
+    return (
+        "<p>As in the paper’s Fig. 2: stage 1 finds the parts in a small picture, stage 2 labels patches.</p>"
+        f'<div class="steps">{"".join(first)}</div><p class="muted">4. what stage 2 sees, and its labels</p>'
+        f'<div class="patches">{"".join(patches)}</div><div class="steps">{"".join(last)}</div>'
     )
-    return f'{text}<div class="steps">{"".join(first)}</div>{middle}<div class="steps">{"".join(last)}</div>'
 
 
 def _marked(image: np.ndarray, patches: Sequence[PatchExample]) -> str:
@@ -365,7 +365,7 @@ def _marked(image: np.ndarray, patches: Sequence[PatchExample]) -> str:
         if x is not None and y is not None:  # pixel centres lie half a pixel from the corner
             dots.append(f'<circle cx="{x + 0.5:.1f}" cy="{y + 0.5:.1f}" r="{radius:.1f}"/>')
     return (
-        f'<svg class="photo" viewBox="0 0 {width} {height}" {size} role="img" aria-label="photograph with centres">'
+        f'<svg class="photo" viewBox="0 0 {width} {height}" {size} role="img" aria-label="photograph">'
         f'<image href="{data_uri(image)}" {size}/>{"".join(dots)}</svg>'
     )
 
@@ -378,42 +378,42 @@ def _distribution(details: Mapping[str, Any]) -> str:
         return ""
     least = min(map(min, found.values()))
     step = next((s for s in (0.01, 0.02) if (1 - least) / s <= 25), 0.05)
-    edges = [i * step for i in range(min(math.floor(least / step), round(1 / step) - 1), round(1 / step) + 1)]
-    edges[-1] = 1.0  # exactly, for the last bin holds F = 1
+    bins = round(1 / step)
+    first = min(max(math.floor(least / step - 1e-6), 0), bins - 1)
+    edges = [i / bins for i in range(first, bins + 1)]  # the last is exactly 1, which F may be
     top = max(int(np.histogram(values, edges)[0].max()) for values in found.values())
     charts = []
     for key, values in found.items():
-        marks = ((float(np.percentile(values, q)), name) for q, name in ((50, "median"), (5, "5 %")))
-        labelled = [(value, f"{name} {score(value)}") for value, name in marks]
+        marks = (
+            (float(np.percentile(values, q)), name)
+            for q, name in ((50, "median"), (5, "5\N{NO-BREAK SPACE}%"))
+        )
+        labelled = [(value, f"{name} {digits(value)}") for value, name in marks]
         charts.append(histogram(CONDITIONS[key].partition(", ")[2], values, edges, labelled, top))
     without = max(len(per_image.get(key) or ()) - len(found.get(key, ())) for key in found)
-    text = "<p>Overall micro of every image by itself; a twentieth of the images lies below the line of 5 %."
-    text += f" {_count(without, 'image')} without any part left out.</p>" if without else "</p>"
+    text = "<p>Overall micro of every image by itself; a twentieth of the images lies below 5&nbsp;%."
+    text += f" Left out, having no part: {count(without, 'image')}.</p>" if without else "</p>"
     return f'{text}<div class="charts">{"".join(charts)}</div>{_lowest(details)}'
 
 
 def _lowest(details: Mapping[str, Any], most: int = 5) -> str:
     values = (details.get("per_image") or {}).get("predicted") or ()
-    pairs = [
-        (f, str(n))
-        for f, n in zip(map(finite, values), details.get("names") or (), strict=False)
-        if f is not None
-    ]
-    worst = ", ".join(f"{esc(name)} {score(f)}" for f, name in sorted(pairs)[:most])
-    return f'<p class="muted">Lowest, end to end: {worst}.</p>' if worst else ""
+    pairs = zip(map(finite, values), map(str, details.get("names") or ()), strict=False)
+    worst = sorted((f, name) for f, name in pairs if f is not None)[:most]
+    text = ", ".join(f"{esc(name)} {digits(f)}" for f, name in worst)
+    return f'<p class="muted">Lowest, end to end: {text}.</p>' if text else ""
 
 
 def _confusions(confusion: Mapping[str, Any] | None) -> str:
-    tables = [
-        (name, _heat(confusion[key])) for key, name in CONDITIONS.items() if confusion and key in confusion
-    ]
+    confusion = confusion or {}
+    tables = [(name, _heat(confusion[key])) for key, name in CONDITIONS.items() if key in confusion]
     if not tables:
         return ""
-    text = "<p>Rows: ground truth, columns: prediction. Per cent of the row’s pixels, and how many pixels that is.</p>"
+    text = "<p>Rows: ground truth, columns: prediction. Per cent of the row’s pixels, and their number.</p>"
     # the first lies open, the other unfolds: they differ little
     folds = (
-        f"<details{' open' if i == 0 else ''}><summary>{esc(name)}</summary>{table}</details>"
-        for i, (name, table) in enumerate(tables)
+        f"<details{' open' if i == 0 else ''}><summary>{esc(name)}</summary>{heat}</details>"
+        for i, (name, heat) in enumerate(tables)
     )
     return text + "".join(folds)
 
@@ -422,24 +422,22 @@ def _heat(matrix: Sequence[Sequence[int]]) -> str:
     rows = []
     for name, row in zip(PARTS, np.asarray(matrix).tolist(), strict=True):
         total, cells = sum(row), []
-        for count in row:
-            share = count / total if total else 0.0
-            text = f"{100 * share:.1f}" if count else "–"
-            small = f"<small>{count:,}</small>" if count else ""
-            cells.append(f'<span style="background:rgba(42,120,214,{0.55 * share:.3f})">{text}{small}</span>')
-        rows.append(row(_part_name(name), cells))
+        for pixels in row:
+            share = pixels / total if total else 0.0
+            strength = 0.55 * share**0.5  # by the root, or errors of a few per cent would not show
+            text = f"{100 * share:.1f}<small>{pixels:,}</small>" if pixels else "–"
+            cells.append(f'<span style="background:rgba(42,120,214,{strength:.3f})">{text}</span>')
+        rows.append(table_row(_part_name(name), cells))
     return f'<div class="heat">{table(["", *map(_part_name, PARTS)], "".join(rows))}</div>'
 
 
 def _centres(centres: Mapping[str, Any] | None) -> str:
     if not centres:
         return ""
+    columns = {"median": 1, "p95": 1, "not_found": 0}  # key -> decimal places
     rows = (
-        row(
-            _part_name(n),
-            (_number(c.get("median"), 1), _number(c.get("p95"), 1), _number(c.get("not_found"), 0)),
-        )
-        for n, c in centres.items()
+        table_row(_part_name(name), (decimals(centre.get(key), places) for key, places in columns.items()))
+        for name, centre in centres.items()
     )
     text = "<p>How far stage 1 puts a part’s centre from the true one, in pixels of the photograph.</p>"
     return text + table(["", "median", "95 %", "not found"], "".join(rows))
@@ -451,10 +449,12 @@ def _modulation(modulation: Mapping[str, Any] | None) -> str:
     rows = []
     for name, fit in modulation.items():
         before, after = finite(fit.get("before")), finite(fit.get("after"))
-        gain = "–" if before is None or after is None else f"{after - before:+.3f}".replace("-", "−")
-        figures = (_number(fit.get("beta")), _number(fit.get("beta0")), score(before), score(after), gain)
-        rows.append(row(_part_name(name), figures))
-    text = "<p>The background map B becomes βB + β₀ (Sec. 4.2); F on the data that they are fitted on, before and after.</p>"
+        gain = "–" if before is None or after is None else f"{after - before:+.3f}".replace("0.", ".", 1)
+        figures = (decimals(fit.get("beta")), decimals(fit.get("beta0")), digits(before), digits(after), gain)
+        rows.append(table_row(_part_name(name), figures))
+    text = (
+        "<p>The background map B becomes βB + β₀ (Sec. 4.2); F before and after on the data of the fit.</p>"
+    )
     return text + table(["", "β", "β₀", "before", "after", "gain"], "".join(rows))
 
 
@@ -466,14 +466,15 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> str:
         for entry in log:
             step = finite(entry.get("step"))
             if entry.get("network") == network and step is not None:
-                by_step.setdefault(step, {}).update(entry)
+                known = {key: value for key, value in entry.items() if value is not None}
+                by_step.setdefault(step, {}).update(known)
         entries = sorted(by_step.items())
 
-        def series(name: str, key: str, entries=entries) -> Series:
-            return Series(name, [(step, entry.get(key)) for step, entry in entries])
+        def series(name: str, key: str, colour: int = 0, entries=entries) -> Series:
+            return Series(name, [(step, entry.get(key)) for step, entry in entries], colour)
 
-        loss = [series("training", "loss"), series("validation", "validation_loss")]
-        score = series("F", "validation_f")
+        loss = [series("training", "loss"), series("validation", "validation_loss", 1)]
+        score = series("validation", "validation_f", 1)
         charts = line_chart("loss, logarithmic", loss, log=True) + line_chart("validation F", [score])
         if charts:
             facts = _facts(entries, score)
@@ -482,12 +483,12 @@ def _curves(log: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _facts(entries: Sequence[tuple[float, Mapping[str, Any]]], score: Series) -> str:
-    facts = [_count(round(entries[-1][0]), "step")]
+    facts = [count(round(entries[-1][0]), "step")]
     best = [(f, -step) for step, f in score.points if finite(f) is not None]
     if best:
         value, step = max(best)
-        facts.append(f"best F {score(value)} at step {-step:,.0f}")
+        facts.append(f"best F {digits(value)} at step {-step:,.0f}")
     rates = [r for _, entry in entries if (r := finite(entry.get("images_per_second"))) is not None]
     if rates:
-        facts.append(f"{float(np.median(rates)):,.0f} images/s")
+        facts.append(f"{float(np.median(rates)):,.0f}\N{NO-BREAK SPACE}images/s")
     return ", ".join(facts)

@@ -1,6 +1,5 @@
 """``python -m icnn.train``: train the five networks, fit the modulation, evaluate end to end, write the report."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -164,8 +163,8 @@ def _write_results(
         examples=result_examples(pipeline, splits.evaluated, result.per_image["predicted"]),
         pipeline=pipeline_example(pipeline, splits.evaluated, result.per_image["predicted"]),
     )
-    print(format_table(summary, details))
-    print(json.dumps({"run": str(the_run.folder), "report": str(the_run.folder / "report.html")}))
+    print(format_table(summary, baselines.items(), splits.source))
+    print(f"\nweights, figures and report: {the_run.folder}/weights, evaluation.json, report.html")
 
 
 if __name__ == "__main__":

@@ -98,11 +98,10 @@ class Caller:
         return copy
 
 
-def example(kernel: str, dtype: str, rng: np.random.Generator, **letters: int) -> tuple[list[np.ndarray], dict]:
-    """Valid arrays for a kernel (outputs filled with NaN) and its scalars; `letters` replace sizes of EXAMPLES."""
+def draw_example(kernel: str, dtype: str, rng: np.random.Generator) -> tuple[dict[str, np.ndarray], dict]:
+    """Valid arrays for a kernel by name, outputs filled with NaN, and its scalars."""
     sizes, scalars = EXAMPLES[kernel]
-    sizes = {**sizes, **letters}
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for argument in SIGNATURES[kernel]:
         if argument.role in ("scratch", "scalar"):
             continue
@@ -112,15 +111,13 @@ def example(kernel: str, dtype: str, rng: np.random.Generator, **letters: int) -
         elif argument.dtype == "int32":
             arrays[argument.name] = rng.integers(0, sizes["L"], shape, dtype=np.int32)
         elif argument.name in ("weights", "total", "p"):
-            arrays[argument.name] = rng.uniform(0.1, 1, shape) * np.ones(shape, dtype)
+            arrays[argument.name] = np.asarray(rng.uniform(0.1, 1, shape), dtype)
         else:
-            arrays[argument.name] = rng.standard_normal(shape)
-        if argument.dtype == "float":
-            arrays[argument.name] = np.asarray(arrays[argument.name], dtype)
-    if kernel == "max_pool2d_backward":  # y must hold the maxima of x; here each window's lie where the test puts them
+            arrays[argument.name] = np.asarray(rng.standard_normal(shape), dtype)
+    if kernel == "max_pool2d_backward":  # y must be what the forward pass makes of x
         window = {name: scalars[name] for name in ("window", "stride", "border")}
         Caller("numpy")("max_pool2d_forward", arrays["y"], arrays["x"], **window)
-    return list(arrays.values()), scalars
+    return arrays, scalars
 
 
 @pytest.fixture
@@ -146,7 +143,13 @@ def reference() -> Caller:
     return Caller("numpy")
 
 
-@pytest.fixture(params=sorted(EXAMPLES))
+@pytest.fixture
+def example():
+    """The function `draw_example`."""
+    return draw_example
+
+
+@pytest.fixture(params=list(EXAMPLES))
 def kernel(request) -> str:
     """Name of each kernel in turn."""
     return request.param
@@ -175,8 +178,8 @@ _CONVOLUTIONS = [
 
 
 @pytest.fixture(params=_CONVOLUTIONS, ids=lambda case: "K{}-C{}-O{}-{}-N{}".format(*case).replace(" ", ""))
-def convolution(request, dtype, rng):
-    """Arrays x (N, C, H, W), w (O, C, K, K), b (O,), dy (N, O, H, W) of one convolution, in both dtypes."""
+def convolution(request, rng):
+    """Float64 arrays x (N, C, H, W), w (O, C, K, K), b (O,), dy (N, O, H, W) of one convolution."""
     k, c, o, plane, n = request.param
     shapes = ((n, c, *plane), (o, c, k, k), (o,), (n, o, *plane))
-    return tuple(rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    return tuple(rng.standard_normal(shape) for shape in shapes)

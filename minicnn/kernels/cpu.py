@@ -235,13 +235,13 @@ def _convolve(y, x, w, b, s, before, transposed, add):
 
 def conv2d_forward(y, x, w, b, s):
     """y = x correlated with w (zero padded, stride 1) + b."""
-    _convolve(y, x, w, b, s, w.shape[2] // 2, False, False)
+    _convolve(y, x, w, b, s, (w.shape[2] - 1) // 2, False, False)
 
 
 def conv2d_backward_data(dx, dy, w, s, add):
     """dx = dy correlated with the weights turned by 180° and transposed."""
     k = w.shape[2]
-    _convolve(dx, dy, w, None, s, k - 1 - k // 2, True, add)
+    _convolve(dx, dy, w, None, s, k // 2, True, add)
 
 
 @cache
@@ -314,7 +314,7 @@ def conv2d_backward_weights(dw, db, dy, x, s):
     planes, s = _split(s, n, c, plane_size)
     gradients, s = _split(s, n, blocks * size, plane_size)
     sums, _ = _split(s, blocks * c, _sums_size(k, taps, size))
-    _pad(planes, x, k, k // 2)
+    _pad(planes, x, k, (k - 1) // 2)
     _pad(gradients, dy, k, 0)
     positions = _positions(h, width, k, itemsize)
     _weight_gradient(taps, size)(dw, gradients, planes, sums, positions, _row_stride.py_func(width, k))

@@ -53,9 +53,9 @@ def scratch_size(kernel: str, **size: int) -> int:
 def _padding(k: int) -> int:
     """Rows of zeros above and columns to the left of a plane: the output keeps its size.
 
-    An even window looks one further back than ahead, as `scipy.signal.correlate2d(mode="same")`.
+    An even window looks one further ahead than back, as `scipy.signal.correlate2d(mode="same")`.
     """
-    return k // 2
+    return (k - 1) // 2
 
 
 def _im2col(x: np.ndarray, k: int, before: int, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,8 +128,9 @@ def _window_slices(
     def one_axis(offset: int, size: int, out: int) -> tuple[slice, slice]:
         first = max(0, -((offset - border) // stride))
         stop = min(out, (size - 1 - offset + border) // stride + 1)
+        count = max(0, stop - first)  # 0 where the plane is smaller than the window
         start = first * stride + offset - border
-        return slice(first, stop), slice(start, start + (stop - first - 1) * stride + 1, stride)
+        return slice(first, first + count), slice(start, start + count * stride, stride)
 
     for u in range(window):
         rows_out, rows_in = one_axis(u, shape[2], pooled[2])
