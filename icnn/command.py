@@ -91,7 +91,7 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
     return tqdm(items, description, total, leave=False, disable=None, dynamic_ncols=True)
 
 
-def run(main: Callable[[list[str] | None], int], name: str) -> NoReturn:
+def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 success, 2 a user's mistake, 3 a loss became NaN, 130 / 143 stopped by a signal."""
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
@@ -99,7 +99,7 @@ def run(main: Callable[[list[str] | None], int], name: str) -> NoReturn:
 
     warnings.showwarning = show
     try:
-        code = main(None)
+        code = main(argv)
     except (InputError, CheckpointError, BackendError) as error:
         code = _complain(name, str(error), MISTAKE)
     except NotFiniteError as error:

@@ -121,7 +121,7 @@ _RANGES = {
     "threads": (0, 4096),
     "train.batch": (1, 4096),
     "train.steps": (1, 10**9),
-    "train.lr": (0, 1e6),
+    "train.lr": (0, 1e38),
     "train.warmup": (0, 1),
     "train.momentum": (0, 0.999999),
     "train.weight_decay": (0, 1e6),

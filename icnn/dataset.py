@@ -1,14 +1,13 @@
-"""Folders of labelled faces in the layout of Smith et al. (CVPR 2013), and photographs at large.
+"""Folders of labelled faces in the layout of Smith et al. (CVPR 2013).
 
     images/NAME.jpg (or .jpeg, .png)    labels/NAME/NAME_lblKK.png, KK = 00..10: 8-bit soft maps
     exemplars.txt  tuning.txt  testing.txt: one "INDEX , NAME" a line
 
 `SmithFolder` reads both the genuine SmithCVPR2013_dataset_resized and folders
-made by `write_face` and `write_split`. `read_image` reads any photograph.
+made by `write_face` and `write_split`.
 """
 
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,25 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image
 
 from icnn.errors import InputError
 from icnn.palette import MIRRORED, PARTS, SMITH_FILES
+from icnn.photograph import decode, mistake, quiet, there, to_grey, to_rgb
 
 SPLITS = ("exemplars", "tuning", "testing")
 SUFFIXES = (".jpg", ".jpeg", ".png")
-
-# The transposition that undoes each EXIF orientation. ImageOps.exif_transpose also rewrites the EXIF
-# block, which fails on blocks that are damaged elsewhere; only the pixels matter here.
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class DatasetWarning(UserWarning):
@@ -95,10 +83,10 @@ class SmithFolder:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         for folder in (self.root, self.root / "images", self.root / "labels"):
-            if not _there(folder, Path.is_dir):
-                got = "something else" if _there(folder, Path.exists) else "nothing"
+            if not there(folder, Path.is_dir):
+                got = "something else" if there(folder, Path.exists) else "nothing"
                 hint = "give the folder that holds images/, labels/ and the split lists"
-                raise _wrong(folder, "a directory", got, hint)
+                raise mistake(folder, "a directory", got, hint)
 
     def names(self, split: str) -> list[str]:
         """List the faces of a split, in the order of its list.
@@ -116,10 +104,10 @@ class SmithFolder:
         entries = self._entries(split)
         for name, line in entries.items():
             image, labels = self.root / "images" / f"{name}.jpg", self.root / "labels" / name
-            for path, present in (image, self._image(name)), (labels, _there(labels, Path.is_dir)):
+            for path, present in (image, self._image(name)), (labels, there(labels, Path.is_dir)):
                 if not present:
                     hint = f"add it, or remove {name!r} from the list"
-                    raise _wrong(self._list(split, line), str(path), "no such file or folder", hint)
+                    raise mistake(self._list(split, line), str(path), "no such file or folder", hint)
         return list(entries)
 
     def load(self, name: str) -> Face:
@@ -131,7 +119,7 @@ class SmithFolder:
             If the image or a label map of 00 or 02..09 is missing, cannot be
             decoded, or a map is not single-channel and of the image's size.
         """
-        with _quiet():
+        with quiet():
             return self._load(name)
 
     def load_split(
@@ -165,7 +153,7 @@ class SmithFolder:
         faces, centres, held = [], [], 0
         pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         try:
-            with _quiet():  # here rather than in each worker: the filters belong to the whole process
+            with quiet():  # here rather than in each worker: the filters belong to the whole process
                 for face, centre in pool.map(self._load_and_locate, names):
                     faces.append(face)
                     centres.append(centre)
@@ -173,7 +161,7 @@ class SmithFolder:
                     if limit_bytes is not None and held > limit_bytes:
                         got = f"about {held * len(names) // len(faces):,} for {len(names)} faces"
                         limit, hint = f"at most {limit_bytes:,} bytes of pixels", "use fewer or smaller faces"
-                        raise _wrong(self._list(split), limit, got, hint)
+                        raise mistake(self._list(split), limit, got, hint)
                     if progress is not None:
                         progress(len(faces), len(names))
         finally:
@@ -187,21 +175,23 @@ class SmithFolder:
 
     def _image(self, name: str) -> Path | None:
         paths = (self.root / "images" / (name + suffix) for suffix in SUFFIXES)
-        return next((path for path in paths if _there(path, Path.is_file)), None)
+        return next((path for path in paths if there(path, Path.is_file)), None)
 
     def _entries(self, split: str) -> dict[str, int]:
         """Name -> line number, without a look at the images."""
         if split not in SPLITS:
-            raise _wrong(str(self.root), f"a split of {', '.join(SPLITS)}", repr(split), "choose one of them")
+            raise mistake(
+                str(self.root), f"a split of {', '.join(SPLITS)}", repr(split), "choose one of them"
+            )
         path = Path(self._list(split))
         try:
             text = path.read_text("utf-8-sig")  # universal newlines, byte-order mark dropped
         except FileNotFoundError as error:
             hint = 'list the names, one "INDEX , NAME" a line'
-            raise _wrong(path, f"the list of the split {split}", "no such file", hint) from error
+            raise mistake(path, f"the list of the split {split}", "no such file", hint) from error
         except (OSError, UnicodeDecodeError) as error:
             hint = "check its permissions and save it as UTF-8"
-            raise _wrong(path, "a text file in UTF-8", str(error), hint) from error
+            raise mistake(path, "a text file in UTF-8", str(error), hint) from error
         entries: dict[str, int] = {}
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
@@ -209,14 +199,14 @@ class SmithFolder:
             where = self._list(split, number)
             index, comma, name = (part.strip() for part in line.partition(","))
             if not (comma and name and index.isdecimal()):
-                raise _wrong(where, '"INDEX , NAME"', repr(line), 'write it like "1 , 100032540_1"')
+                raise mistake(where, '"INDEX , NAME"', repr(line), 'write it like "1 , 100032540_1"')
             _check_name(name, where)
             if name in entries:
                 got = f"{name!r} on line {entries[name]} and again on line {number}"
-                raise _wrong(where, "every name once", got, "remove one of the two lines")
+                raise mistake(where, "every name once", got, "remove one of the two lines")
             entries[name] = number
         if not entries:
-            raise _wrong(path, "at least one name", "an empty list", 'add "INDEX , NAME" lines')
+            raise mistake(path, "at least one name", "an empty list", 'add "INDEX , NAME" lines')
         return entries
 
     def _load(self, name: str) -> Face:
@@ -224,9 +214,9 @@ class SmithFolder:
         path = self._image(name)
         if path is None:
             expected = f"an image ending in {', '.join(SUFFIXES)}"
-            raise _wrong(self.root / "images" / f"{name}.jpg", expected, "no such file", "add it")
-        photograph, turned = _open(path)
-        image = _to_rgb(photograph, path)
+            raise mistake(self.root / "images" / f"{name}.jpg", expected, "no such file", "add it")
+        photograph, turned = decode(path)
+        image = to_rgb(photograph, path)
         labels = self.root / "labels" / name
 
         def file(kk: str) -> Path:
@@ -234,15 +224,15 @@ class SmithFolder:
 
         # The first file of an id is required; skin (01) and hair (10), added to the background, are not.
         for kk in sorted(files[0] for files in SMITH_FILES):
-            if not _there(file(kk), Path.is_file):
+            if not there(file(kk), Path.is_file):
                 hint = "add it; a part that is absent needs a map of zeros"
-                raise _wrong(file(kk), f"the label map {kk} of {name}", "no such file", hint)
+                raise mistake(file(kk), f"the label map {kk} of {name}", "no such file", hint)
         pixels = np.empty((*image.shape[:2], 3 + len(SMITH_FILES)), np.uint8)
         pixels[..., :3] = image
         for part, (first, *others) in enumerate(SMITH_FILES):
             total = _read_map(file(first), image, path, turned)
             for kk in others:
-                if _there(file(kk), Path.is_file):
+                if there(file(kk), Path.is_file):
                     # widened, as soft maps that were resized may sum to more than 255
                     both = total.astype(np.uint16) + _read_map(file(kk), image, path, turned)
                     total = np.minimum(both, 255).astype(np.uint8)
@@ -285,27 +275,6 @@ class SmithFolder:
                 got = f"{offset.mean():.2f} image widths right of it, on average over {offset.size} faces"
                 hint = "check for mirrored images, or labels by the person's own left and right"
                 yield f"{file}: expected {expected}, got {got}; {hint}"
-
-
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a photograph as it is meant to be seen.
-
-    The EXIF orientation is applied, transparency is laid on white, 16-bit
-    greyscale is scaled to 8 bits; of an animation, the first frame counts.
-
-    Returns
-    -------
-    (H, W, 3) uint8
-        RGB, C-contiguous.
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read, is not an image, is truncated, or has more
-        pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
-    """
-    with _quiet():
-        return _to_rgb(_open(Path(path))[0], Path(path))
 
 
 def write_face(root: str | os.PathLike[str], name: str, image: np.ndarray, maps: np.ndarray) -> None:
@@ -373,17 +342,12 @@ def find_helen() -> Path | None:
     """
     given = os.environ.get("ICNN_HELEN")
     if given:
-        if not _there(Path(given), Path.is_dir):
+        if not there(Path(given), Path.is_dir):
             hint = "correct the variable, or unset it to do without the photographs"
-            raise _wrong(given, "a directory, as $ICNN_HELEN names it", "none there", hint)
+            raise mistake(given, "a directory, as $ICNN_HELEN names it", "none there", hint)
         return Path(given)
     beside = Path(__file__).resolve().parents[2] / "shared" / "data" / "helen"
-    return beside if _there(beside, Path.is_dir) else None
-
-
-def _wrong(file: str | Path, expected: str, got: str, hint: str) -> InputError:
-    text = f"{file}: expected {expected}, got {got}; {hint}"
-    return InputError(" ".join(text.splitlines()))  # a path or Pillow's own words may hold a line break
+    return beside if there(beside, Path.is_dir) else None
 
 
 def _check_name(name: str, where: str) -> None:
@@ -391,14 +355,7 @@ def _check_name(name: str, where: str) -> None:
     inside = PureWindowsPath(name).name == name.strip() == name and name not in ("", ".", "..")
     if not (inside and name.isprintable()):
         hint = "use letters, digits, '-' and '_'"
-        raise _wrong(where, "a name that stays in its folder, without / \\ or ..", repr(name), hint)
-
-
-def _there(path: Path, test: Callable[[Path], bool]) -> bool:
-    try:
-        return test(path)
-    except (OSError, ValueError):  # no permission on a parent folder, a name too long, a NUL in it
-        return False
+        raise mistake(where, "a name that stays in its folder, without / \\ or ..", repr(name), hint)
 
 
 @contextmanager
@@ -406,82 +363,12 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _wrong(path, "a place to write to", str(error), "check permissions and free space") from error
-
-
-_FILTERS = threading.RLock()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Pillow's warnings, but for the decompression bomb, which becomes an error.
-
-    Warning filters belong to the process: two threads that changed them in
-    turns would restore them in the wrong order, hence the lock.
-    """
-    with _FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
-def _open(path: Path) -> tuple[Image.Image, bool]:
-    """Decode a file, upright; and whether its EXIF orientation had to be undone. Call within `_quiet`."""
-    expected = "an image such as JPEG or PNG"
-    if not _there(path, Path.is_file):  # a pipe would block for ever
-        got = "a directory" if _there(path, Path.is_dir) else "no such file"
-        raise _wrong(path, expected, got, "check the path and its permissions")
-    if path.stat().st_size == 0:
-        raise _wrong(path, expected, "an empty file", "copy or download it again")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            try:
-                turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-            except Exception:  # damaged EXIF: the pixels are whole, so show them as they are stored
-                turn = None
-            return (image.copy(), False) if turn is None else (image.transpose(turn), True)
-    except UnidentifiedImageError as error:
-        raise _wrong(path, expected, "another kind of file", "convert it to PNG or JPEG") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = f"an image of at most {Image.MAX_IMAGE_PIXELS} pixels"
-        raise _wrong(path, limit, f"a larger one ({error})", "scale it down first") from error
-    except PermissionError as error:
-        raise _wrong(path, "a readable file", str(error), "check its permissions") from error
-    except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
-        got = f"one that cannot be decoded ({type(error).__name__}: {error})"
-        raise _wrong(path, expected, got, "copy or download it again, or convert it") from error
-
-
-def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of an image of any mode; transparency on white."""
-    if image.mode[0] in "IF":
-        grey = _to_grey(image, path)
-        # a 16-bit greyscale PNG may name one value as transparent; None equals no pixel
-        grey[np.asarray(image) == image.info.get("transparency")] = 255
-        return np.repeat(grey[..., None], 3, axis=-1)
-    try:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.array(image.convert("RGB"))
-    except ValueError as error:
-        expected, got = "an image that converts to RGB", f"mode {image.mode}"
-        raise _wrong(path, expected, got, "convert it to PNG or JPEG") from error
-
-
-def _to_grey(image: Image.Image, path: Path) -> np.ndarray:
-    """(H, W) uint8 of a single channel of more than 8 bits; Pillow's own conversion would clip it."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        got = f"mode {image.mode} with values {values.min()}..{values.max()}"
-        raise _wrong(path, "8 or 16 bits a channel", got, "convert it to 8 bits a channel")
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 -> 255, rounded
+        raise mistake(path, "a place to write to", str(error), "check permissions and free space") from error
 
 
 def _read_map(path: Path, image: np.ndarray, image_path: Path, turned: bool) -> np.ndarray:
     """(H, W) uint8 soft map, of the size of its image (H, W, 3)."""
-    soft = _open(path)[0]
+    soft = decode(path)[0]
     height, width = image.shape[:2]
     if soft.size != (width, height):
         size = f"{width} x {height} pixels, the size of {image_path}"
@@ -489,14 +376,14 @@ def _read_map(path: Path, image: np.ndarray, image_path: Path, turned: bool) -> 
         if turned:
             size += " after its EXIF rotation"
             hint = "rotate the label maps likewise, or drop the EXIF orientation if they fit without"
-        raise _wrong(path, size, f"{soft.width} x {soft.height}", hint)
+        raise mistake(path, size, f"{soft.width} x {soft.height}", hint)
     if soft.mode[0] in "IF":
-        return _to_grey(soft, path)
+        return to_grey(soft, path)
     if soft.mode == "L" and not soft.has_transparency_data:
         return np.asarray(soft)
-    rgb = _to_rgb(soft, path)
+    rgb = to_rgb(soft, path)
     opaque = not soft.has_transparency_data or soft.convert("RGBA").getchannel("A").getextrema() == (255, 255)
     if (rgb != rgb[..., :1]).any() or not opaque:
         got = f"mode {soft.mode} with colours or transparency"
-        raise _wrong(path, "a greyscale label map", got, "convert it to 8-bit greyscale")
+        raise mistake(path, "a greyscale label map", got, "convert it to 8-bit greyscale")
     return rgb[..., 0]
