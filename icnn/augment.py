@@ -120,7 +120,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> tuple[np.ndarray,
     -------
     values : (size, size, C) float32, in [0, 255]; 0 outside the image
     inside : (size, size) bool
-        Output pixels whose centre lies in the image.
+        Output pixels whose centre lies in the image; on its very border counts as outside, on every side.
     """
     values = np.zeros((size, size, pixels.shape[2]), np.float32)
     inside = np.zeros((size, size), np.bool_)
@@ -156,7 +156,9 @@ def _warp(values, inside, pixels, matrix, grid):
 
 @njit(cache=True, nogil=True, inline="always")
 def _is_inside(x, y, width, height):
-    return -0.5 <= x < width - 0.5 and -0.5 <= y < height - 0.5
+    # the border itself is outside, rounding included, so that the mask of a mirrored image is the mirrored mask
+    edge = 0.5 - 1e-6
+    return -edge < x < width - 1 + edge and -edge < y < height - 1 + edge
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
@@ -202,6 +204,8 @@ def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.
 def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """(x - mean) / std for each channel over the real pixels; 0 elsewhere (Sec. 3.1).
 
+    A std of 0 counts as 1, and so does one that is mere rounding of a constant channel by `warp`.
+
     Parameters
     ----------
     values : (H, W, 3)
@@ -214,6 +218,7 @@ def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     real = values[inside].astype(np.float32, copy=False)
     out = np.zeros((values.shape[2], *inside.shape), np.float32)
     if real.size:
-        std = real.std(0)
-        out[:, inside] = ((real - real.mean(0)) / np.where(std > 0, std, 1)).T
+        mean, std = real.mean(0, dtype=np.float64), real.std(0, dtype=np.float64)
+        constant = std <= 1e-5 * np.abs(real).max(0)
+        out[:, inside] = ((real - mean) / np.where(constant, 1, std)).T
     return out

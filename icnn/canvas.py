@@ -35,6 +35,7 @@ Shape = np.ndarray | list[np.ndarray]  # one polygon (n, 2) or several, in head 
 
 
 def polyline(x: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """Points (n, 2) from their coordinates, either of which may be one number."""
     return np.stack(np.broadcast_arrays(np.asarray(x, np.float64), y), 1)
 
 
@@ -56,6 +57,7 @@ _TURN = np.arange(24) * (np.pi / 12)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
+    """Closed polygon of 24 points, its axes turned by `angle` radians."""
     dx, dy, c, s = rx * np.cos(_TURN), ry * np.sin(_TURN), math.cos(angle), math.sin(angle)
     return polyline(x + dx * c - dy * s, y + dx * s + dy * c)
 
@@ -80,6 +82,7 @@ def noise(rng: np.random.Generator, size: int, *cells: int) -> np.ndarray:
 
 
 def mix(a: ArrayLike, b: ArrayLike, share: float) -> np.ndarray:
+    """`a` with a `share` of `b` in it."""
     return np.asarray(a, np.float32) * (1 - share) + np.asarray(b, np.float32) * share
 
 
@@ -247,7 +250,7 @@ def light_head(c: Canvas) -> None:
     c.image[:, *box] *= (1 + mask * (light - 1)).astype(np.float32)
 
 
-def photograph(c: Canvas) -> np.ndarray:
+def develop(c: Canvas) -> np.ndarray:
     """Light over the whole picture, tint, exposure, blur and grain: (size, size, 3) uint8."""
     rng = c.rng
     across, down = (0.003 * rng.uniform(-1, 1, 2)).astype(np.float32)

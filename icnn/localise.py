@@ -88,9 +88,9 @@ def patch_origin(centre: np.ndarray, size: int, shape: tuple[int, int]) -> tuple
     corner = []
     for position, length in zip(centre, (shape[1], shape[0]), strict=True):
         exact = position - (size - 1) / 2
-        below, above = np.floor(exact), np.ceil(exact)
-        if exact - below == above - exact:
-            nearest = below if exact > (length - size) / 2 else above
+        below = np.floor(exact)
+        if abs(exact - below - 0.5) < 1e-6:  # centres scaled back from stage 1 are halves but for rounding
+            nearest = below if exact > (length - size) / 2 else below + 1
         else:
             nearest = np.rint(exact)
         corner.append(int(nearest))

@@ -1,10 +1,25 @@
-"""What lies around a face and on its skin: background, body, hair, hat, and shapes in the colours of the parts."""
+"""What surrounds a face: background, body, hair, hat, and distractors in the colours of the parts."""
 
 import math
 
 import numpy as np
 
+from icnn.canvas import (
+    WHITE,
+    Canvas,
+    ellipse,
+    mirrored,
+    noise,
+    paint_colour,
+    polyline,
+    ribbon,
+    smooth,
+    textured,
+)
+
+
 def background(c: Canvas) -> None:
+    """Two colours mixed by noise or stripes, and blobs."""
     rng = c.rng
     first, second = paint_colour(rng), paint_colour(rng)
     if rng.random() < 0.3:  # walls of skin colour
@@ -60,6 +75,7 @@ def blemishes(c: Canvas) -> None:
 
 
 def body(c: Canvas) -> None:
+    """Shoulders, neck and ears."""
     rng = c.rng
     top, n = rng.uniform(84, 98), 34 * c.wide / 60 * rng.uniform(0.9, 1.15)
     cloth = textured(paint_colour(rng), np.clip(1 + 0.12 * noise(rng, c.size, 4, 9), 0.5, 1.5))
@@ -92,6 +108,7 @@ def hair_texture(c: Canvas, curly: bool) -> np.ndarray:
 
 
 def back_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
+    """The hair that the head is drawn over."""
     rng = c.rng
     w = c.wide + rng.uniform(4, 14)
     if style == "curly":
@@ -127,6 +144,7 @@ def front_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
 
 
 def hat(c: Canvas) -> None:
+    """A cap with a brim, over the hair."""
     t, w, colour = np.linspace(-1, 1, 15), c.wide + 6, paint_colour(c.rng)
     brim = c.rng.uniform(-92, -78) + 14 * t * t
     turn = np.pi / 2 * (t + 1)

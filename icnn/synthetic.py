@@ -5,35 +5,39 @@ vary, and shapes in the colours of the parts lie about as distractors, so that a
 network has to segment by shape and context (`icnn.baselines` shows that
 position or colour alone fail).
 
-Head coordinates are pixels of a 256 x 256 image before the pose is applied,
-x to the right, y down, origin mid-face::
-
-        y  -110  top of the head        y  -40 .. 9   nose
-            -60  eyebrows                       22    mouth, x = ±25
-            -40  eyes, x = ±30                  66    chin
+Coordinates are those of `icnn.canvas`.
 """
 
-from __future__ import annotations
-
-import argparse
 import math
-import sys
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
-from PIL import Image, ImageDraw, ImageFilter
-from tqdm import tqdm
 
+from icnn.canvas import (
+    BLACK,
+    IRIS,
+    WHITE,
+    Canvas,
+    develop,
+    ellipse,
+    light_head,
+    mirrored,
+    mix,
+    noise,
+    pick,
+    polyline,
+    ribbon,
+    smooth,
+    textured,
+)
+from icnn.command import Parser, Signals, natural, positive, progress, run
 from icnn.dataset import Face, write_face, write_split
-from icnn.errors import InputError
+from icnn.surroundings import back_hair, background, blemishes, body, front_hair, hair_texture, hat, scatter
 
 #: One independent stream of faces each; "folder" is what the command writes.
 STREAMS = ("exemplars", "tuning", "testing", "folder")
-
-
-# ---------------------------------------------------------------- the face
 
 
 def _head(c: Canvas) -> None:
@@ -242,7 +246,7 @@ def draw_face(rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray, np
         hat(c)
     if rng.random() < 0.15:
         _glasses(c)
-    return photograph(c), c.maps()
+    return develop(c), c.maps()
 
 
 def face_generator(seed: int, stream: str, index: int) -> np.random.Generator:
@@ -271,31 +275,29 @@ def synthetic_faces(count: int, seed: int, split: str) -> list[Face]:
     return [Face(f"synthetic_{index:05d}", np.concatenate(face, axis=2)) for index, face in enumerate(drawn)]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write procedural faces in the layout of Smith et al.: 80 % exemplars, 10 % tuning, 10 % testing.
-
-    Raises
-    ------
-    InputError
-        If DIR is not empty, N below 10 or S negative.
-    """
-    parser = argparse.ArgumentParser(
-        "python -m icnn.synthetic", description=(main.__doc__ or "").splitlines()[0]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see ``--help``."""
+    parser = Parser(
+        prog="python -m icnn.synthetic",
+        description="Write procedural faces in the layout of Smith et al.: "
+        "80 % exemplars, 10 % tuning, 10 % testing.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
-    parser.add_argument("--count", type=int, required=True, metavar="N", help="faces, at least 10")
-    parser.add_argument("--seed", type=int, required=True, metavar="S", help="same N and S, same folder")
+    parser.add_argument("--count", type=positive, required=True, metavar="N", help="faces, at least 10")
+    parser.add_argument(
+        "--seed", type=natural, default=0, metavar="S", help="same N and S, same folder (default: 0)"
+    )
     options = parser.parse_args(argv)
-    root, count, seed = options.out, options.count, options.seed
+    root, count = options.out, options.count
     if count < 10:
-        raise InputError(f"--count: expected at least 10, got {count}; one face in ten is for testing")
-    if seed < 0:
-        raise InputError(f"--seed: expected 0 or more, got {seed}; try 0")
+        parser.error(f"argument --count: expected at least 10, one in ten for testing, got {count}")
     if root.exists() and not (root.is_dir() and next(root.iterdir(), None) is None):
-        raise InputError(f"--out: expected a new or empty folder, got {root}, which is not; choose another")
+        parser.error(f"argument --out: expected a new or empty folder, got {root}, which is not")
     names = [f"synthetic_{index:05d}" for index in range(count)]
-    for index, name in enumerate(tqdm(names, unit="face", file=sys.stderr, disable=None)):
-        write_face(root, name, *draw_face(face_generator(seed, "folder", index)))
+    with Signals() as signals:
+        for index, name in enumerate(progress(names, "drawing faces")):
+            signals.check()
+            write_face(root, name, *draw_face(face_generator(options.seed, "folder", index)))
     tenth = count // 10
     write_split(root, "exemplars", names[: -2 * tenth])
     write_split(root, "tuning", names[-2 * tenth : -tenth])
@@ -304,4 +306,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run(main, "icnn.synthetic")

@@ -62,7 +62,7 @@ class SoftmaxCrossEntropy:
             weights = np.asarray(weights)
             if weights.shape != labels.shape:
                 raise ValueError(f"expected weights of shape {labels.shape}, got {weights.shape}")
-            if not weights.min() >= 0 or not weights.max() > 0:
+            if not weights.min() >= 0 or not weights.max().astype(self._weights.dtype) > 0:
                 raise ValueError("expected weights of at least 0 whose sum is not 0")
             self._kernels.upload(self._weights[:n], weights)
         self._kernels.upload(self._labels[:n], labels)

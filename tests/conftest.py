@@ -1,4 +1,4 @@
-"""What several test files share: the backends, example arguments for every kernel, and a careful way to call one."""
+"""What several test files share: the backends, examples for every kernel, and a careful way to call one."""
 
 import numpy as np
 import pytest
@@ -49,14 +49,15 @@ _GUARD = 64  # elements on both sides of scratch that no kernel may touch
 class Caller:
     """Calls kernels of one backend on NumPy arrays.
 
-    ``call(kernel, *arrays, **scalars)`` takes every array of the signature except scratch, and writes what the
-    kernel wrote back into the arrays given. Each call also asserts what the signature table promises: shapes that
-    fit the letters, inputs left alone, scratch that is as long as `scratch_size` says and not a number longer, and
-    whose content (here NaN) means nothing.
+    ``call(kernel, *arrays, **scalars)`` takes every array of the signature except scratch, and writes what
+    the kernel wrote back into the arrays given. Each call also asserts what the signature table promises:
+    shapes that fit the letters, inputs left alone, and scratch that is as long as `scratch_size` says, not a
+    number longer, and whose content (here NaN) means nothing.
     """
 
     def __init__(self, backend: str):
         self.kernels = get_backend(backend)
+        self.threads = 1 if backend == "numpy" else 2  # idle threads of BLAS spin: slow on a busy machine
 
     def __call__(self, kernel: str, *arrays: np.ndarray, **scalars: float) -> None:
         signature = SIGNATURES[kernel]
@@ -82,7 +83,8 @@ class Caller:
             else next(rest)
             for argument in signature
         }
-        getattr(self.kernels, kernel)(*given.values())
+        with self.kernels.threads(self.threads):
+            getattr(self.kernels, kernel)(*given.values())
 
         for argument, array, copy in zip(passed, arrays, copies, strict=True):
             result = self.kernels.download(copy)
@@ -160,7 +162,7 @@ def dtype(request) -> str:
     return request.param
 
 
-#: K, C, O, (H, W), N: windows odd and even, filters that fill tiles and that do not, planes smaller than the window.
+#: K, C, O, (H, W), N: windows odd and even, filters that fill tiles or do not, planes smaller than the window.
 _CONVOLUTIONS = [
     (1, 3, 8, (3, 5), 3),
     (2, 2, 3, (8, 8), 1),

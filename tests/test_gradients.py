@@ -1,4 +1,4 @@
-"""Are the gradients right? Every kernel alone, every layer in a plan, and the whole network, against differences."""
+"""Are the gradients right? Every kernel alone, every layer in a plan and the whole network, by differences."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,7 @@ import pytest
 from icnn.network import icnn_graph
 from minicnn import Graph, Plan
 from minicnn.gradcheck import check_plan, numeric_gradient, relative_error, tie_free
+from minicnn.kernels import SIGNATURES, get_backend
 from minicnn.layers import Concat, Conv2D, Input, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
 
 TOLERANCE = 1e-6
@@ -31,30 +32,27 @@ def test_tie_free_values_are_apart(rng):
     assert np.diff(values).min() > 1.99 / 60 and np.abs(values).max() < 1
 
 
-def test_a_wrong_gradient_is_found(rng):
-    """The input gradient of a concatenation that forgets one of its two writers, as an `add` layer elsewhere does."""
-    graph = layer_graph(Concat(), "image", "image")
-    plan = Plan(graph, batch=2, dtype="float64", input_gradient=True)
+def test_a_wrong_gradient_is_found(monkeypatch, rng):
+    """That of a concatenation which forgets the first of its two writers."""
+    plan = Plan(layer_graph(Concat(), "image", "image"), batch=2, dtype="float64", input_gradient=True)
     images, labels = rng.standard_normal((2, 3, 4, 4)), rng.integers(0, 6, (2, 4, 4))
     assert check_plan(plan, images, labels)["images"] < TOLERANCE
-    original = plan._kernels.concat_backward
-    try:
-        plan._kernels.concat_backward = lambda dx, dy, offset, add: original(dx, dy, offset, False)
-        assert check_plan(plan, images, labels)["images"] > 0.01
-    finally:
-        plan._kernels.concat_backward = original
+    kernels = get_backend("numpy")
+    right = kernels.concat_backward
+    monkeypatch.setattr(kernels, "concat_backward", lambda dx, dy, offset, add: right(dx, dy, offset, False))
+    assert check_plan(plan, images, labels)["images"] > 0.01
 
 
 # ---- every kernel alone
 
 
-def check_kernel(call, forward, backward, inputs, y_shape, rng, reads=(), scalars=None, dx_count=1):
+def check_kernel(call, pair, inputs, y_shape, rng, reads="", **scalars):
     """Compare a backward kernel with differences of sum(y r), y from the forward kernel, r random.
 
-    `inputs` are what forward reads; the gradients of the first `dx_count` of them are checked. `reads` says what
-    backward takes behind dy: names "x", "w" or "y".
+    `pair` is the part of both names before "_forward" and "_backward..."; the gradient of the first of `inputs`,
+    which forward reads, is checked. `reads` says what backward takes behind dy, letters of x, w and y.
     """
-    scalars = scalars or {}
+    forward, backward = (name for name in SIGNATURES if name.startswith(pair) and "_weights" not in name)
     y, r = np.full(y_shape, np.nan), rng.standard_normal(y_shape)
 
     def f() -> float:
@@ -62,18 +60,16 @@ def check_kernel(call, forward, backward, inputs, y_shape, rng, reads=(), scalar
         return float(np.sum(y * r))
 
     f()
-    known = {"x": inputs[0], "y": y, "w": inputs[1] if len(inputs) > 1 else None}
-    gradients = [np.full_like(x, np.nan) for x in inputs[:dx_count]]
-    add = {} if "weights" in backward else {"add": False}
-    call(backward, *gradients, r, *(known[name].copy() for name in reads), **scalars, **add)
-    for x, gradient in zip(inputs, gradients, strict=False):
-        assert relative_error(gradient, numeric_gradient(f, x)) < TOLERANCE
+    known = {"x": inputs[0], "y": y, "w": inputs[-2:][0]}
+    gradient = np.full_like(inputs[0], np.nan)
+    call(backward, gradient, r, *(known[letter].copy() for letter in reads), **scalars, add=False)
+    assert relative_error(gradient, numeric_gradient(f, inputs[0])) < TOLERANCE
 
 
 @pytest.mark.parametrize("k", [5, 9])
 def test_convolution_input_gradient(call, rng, k):
     inputs = [rng.standard_normal(shape) for shape in ((2, 3, 4, 5), (3, 3, k, k), (3,))]
-    check_kernel(call, "conv2d_forward", "conv2d_backward_data", inputs, (2, 3, 4, 5), rng, reads=("w",))
+    check_kernel(call, "conv2d", inputs, (2, 3, 4, 5), rng, reads="w")
 
 
 @pytest.mark.parametrize("k", [5, 9])
@@ -96,26 +92,19 @@ def test_max_pooling_gradient(call, rng, window, stride, border):
     """Inputs without ties: no difference of 1e-5 moves a maximum to another pixel."""
     x, y_shape = tie_free((2, 2, 6, 4), rng), (2, 2, 6 // stride, 4 // stride)
     settings = {"window": window, "stride": stride, "border": border}
-    check_kernel(
-        call, "max_pool2d_forward", "max_pool2d_backward", [x], y_shape, rng, reads=("x", "y"), scalars=settings
-    )
+    check_kernel(call, "max_pool2d", [x], y_shape, rng, reads="xy", **settings)
 
 
 @pytest.mark.parametrize("window", [2, 3])
 def test_mean_pooling_gradient(call, rng, window):
     x, y_shape = rng.standard_normal((2, 2, 6, 6)), (2, 2, 6 // window, 6 // window)
-    check_kernel(
-        call, "mean_pool2d_forward", "mean_pool2d_backward", [x], y_shape, rng, scalars={"window": window}
-    )
+    check_kernel(call, "mean_pool2d", [x], y_shape, rng, window=window)
 
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_upsampling_gradient(call, rng, factor):
     x, y_shape = rng.standard_normal((2, 2, 3, 4)), (2, 2, 3 * factor, 4 * factor)
-    scalars = {"factor": factor}
-    check_kernel(
-        call, "upsample_nearest2d_forward", "upsample_nearest2d_backward", [x], y_shape, rng, scalars=scalars
-    )
+    check_kernel(call, "upsample_nearest2d", [x], y_shape, rng, factor=factor)
 
 
 def test_concatenation_gradient(call, rng):
@@ -133,7 +122,7 @@ def test_concatenation_gradient(call, rng):
 
 def test_tanh_gradient(call, rng):
     x = 2 * rng.standard_normal((2, 2, 3, 4))
-    check_kernel(call, "tanh_forward", "tanh_backward", [x], x.shape, rng, reads=("y",))
+    check_kernel(call, "tanh", [x], x.shape, rng, reads="y")
 
 
 @pytest.mark.parametrize("labels", [2, 9])
@@ -190,10 +179,18 @@ def test_layer(backend, rng, layer):
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_network(backend, rng, preset):
-    plan = Plan(
-        icnn_graph(labels=3, size=16, preset=preset), batch=2, backend=backend, dtype="float64", input_gradient=True
-    )
+    """With Glorot weights in both presets.
+
+    The released program's are so small that the loss's rounding (1e-16), divided by eps and by the gradients of
+    row 4 (4e-5), is 1e-5 of the comparison. From eps 1e-4 on maxima change places; at 1e-5 none does here.
+    """
+    graph = icnn_graph(labels=3, size=16, preset=preset)
+    plan = Plan(graph, batch=2, backend=backend, dtype="float64", threads=1, input_gradient=True)
+    for name, array in plan.parameters.items():
+        array[...] = rng.uniform(-0.1, 0.1, array.shape)
+        if name.endswith("/weight"):
+            array *= 10 * np.sqrt(6 / (array[0].size + array[:, 0].size))
     images, labels = rng.standard_normal((2, 3, 16, 16)), rng.integers(0, 3, (2, 16, 16))
-    errors = check_plan(plan, images, labels, weights=rng.uniform(0, 1, labels.shape))
-    assert len(errors) == 2 * 20 + 1
+    errors = check_plan(plan, images, labels, weights=rng.uniform(0, 1, labels.shape), eps=1e-5)
+    assert set(errors) == {*plan.parameters, "images"}
     assert max(errors.values()) < TOLERANCE, sorted(errors.items(), key=lambda item: -item[1])[:3]

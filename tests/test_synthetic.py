@@ -140,7 +140,7 @@ def test_the_folder_is_a_function_of_seed_and_index(tmp_path):
 def test_80_10_10(tmp_path, monkeypatch):
     blank = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 9), np.uint8)
     monkeypatch.setattr(synthetic, "draw_face", lambda rng: blank)
-    synthetic.main(["--out", str(tmp_path), "--count", "100", "--seed", "0"])
+    synthetic.main(["--out", str(tmp_path), "--count", "100"])
     folder = SmithFolder(tmp_path)
     assert [len(folder.names(split)) for split in ("exemplars", "tuning", "testing")] == [80, 10, 10]
 
@@ -149,7 +149,9 @@ def test_80_10_10(tmp_path, monkeypatch):
     ("arguments", "words"),
     [
         (["--out", "new", "--count", "9", "--seed", "0"], "--count.*at least 10.*9"),
-        (["--out", "new", "--count", "-1", "--seed", "0"], "--count.*at least 10.*-1"),
+        (["--out", "new", "--count", "-1", "--seed", "0"], "--count.*at least 1.*-1"),
+        (["--out", "new", "--seed", "0"], "--count"),
+        (["--count", "10"], "--out"),
         (["--out", "new", "--count", "10", "--seed", "-1"], "--seed.*-1"),
         (["--out", "full", "--count", "10", "--seed", "0"], "--out.*empty.*full"),
         (["--out", "full/file", "--count", "10", "--seed", "0"], "--out.*folder.*file"),

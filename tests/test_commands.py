@@ -1,0 +1,271 @@
+"""Do the commands do what --help says, and answer every mistake with one line and exit code 2?"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import icnn.evaluate
+import icnn.synthetic
+import icnn.train
+from icnn.command import run
+from icnn.metrics import MEASURES
+from icnn.parts import NETWORKS
+from minicnn.checkpoint import load_tensors
+
+ROOT = Path(__file__).parents[1]
+
+#: A training of seconds; the NumPy backend needs no compilation.
+TINY = [
+    "--backend", "numpy", "--set", "train.steps=2", "--set", "train.batch=2", "--set", "train.validate_every=1",
+    "--set", "synthetic.exemplars=4", "--set", "synthetic.tuning=2", "--set", "synthetic.testing=3",
+    "--set", "train.lr=0.01",
+]  # fmt: skip
+
+
+def call(command, arguments, capsys):
+    """Run a command in this process: exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as stopped:
+        run(command.main, command.__name__, [str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return stopped.value.code or 0, output.out, output.err
+
+
+def refused(command, arguments, capsys, *words):
+    """The command exits with 2 and one line on stderr that has all the words."""
+    code, _, err = call(command, arguments, capsys)
+    assert code == 2, err
+    assert err.count("\n") == 1 and "Traceback" not in err, err
+    for word in words:
+        assert str(word) in err
+
+
+@pytest.fixture(scope="module")
+def helen(tmp_path_factory):
+    """A small folder in the layout of Smith et al."""
+    folder = tmp_path_factory.mktemp("faces") / "helen"
+    with pytest.raises(SystemExit) as stopped:
+        run(icnn.synthetic.main, "icnn.synthetic", ["--out", str(folder), "--count", "20", "--seed", "1"])
+    assert not stopped.value.code
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A RUN folder of a tiny training on synthetic faces."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.raises(SystemExit) as stopped:
+        run(icnn.train.main, "icnn.train", ["--out", str(folder), *TINY])
+    assert not stopped.value.code
+    return folder
+
+
+def check_schema(evaluation, split, images):
+    assert set(evaluation) == {"split", "images", "crops"}
+    assert (evaluation["split"], evaluation["images"]) == (split, images)
+    assert set(evaluation["crops"]) == {"predicted", "ground_truth"}
+    for crops in evaluation["crops"].values():
+        assert tuple(crops) == MEASURES
+        assert all(f is None or 0 <= f <= 1 for f in crops.values())
+
+
+def test_a_training_writes_every_file_of_the_contract(trained):
+    names = {str(path.relative_to(trained)) for path in trained.rglob("*") if path.is_file()}
+    weights = {f"weights/{name}.safetensors" for name in NETWORKS}
+    assert names >= {"config.toml", "log.jsonl", "evaluation.json", "report.html", *weights}
+    assert not [name for name in names if "/." in name or name.startswith(".")], "temporary files left"
+    check_schema(json.loads((trained / "evaluation.json").read_text()), "testing", 3)
+    entries = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [(entry["network"], entry["step"]) for entry in entries] == [(name, step) for name in NETWORKS for step in (1, 2)]
+    for name, network in NETWORKS.items():
+        metadata = load_tensors(trained / "weights" / f"{name}.safetensors")[1]
+        assert set(metadata) >= {"preset", "labels", "size", "beta", "beta0", "version"}
+        assert (int(metadata["labels"]), int(metadata["size"])) == (network.labels, network.size)
+
+
+def test_training_prints_the_table_and_says_which_backend_and_why(tmp_path, capsys):
+    code, out, err = call(icnn.train, ["--out", tmp_path / "run", *TINY], capsys)
+    assert code == 0
+    assert "backend numpy" in out.splitlines()[0]
+    assert "this run, end to end" in out
+    assert "constant prior" in out and "colour classifier" in out
+    assert "synthetic faces" in out
+    assert err == "", "no bars where stderr is not a terminal"
+
+
+def test_training_on_a_folder_evaluates_the_split_asked_for(tmp_path, helen, capsys):
+    arguments = ["--data", helen, "--out", tmp_path / "run", *TINY, "--set", "evaluate.split=tuning"]
+    assert call(icnn.train, arguments, capsys)[0] == 0
+    check_schema(json.loads((tmp_path / "run" / "evaluation.json").read_text()), "tuning", 2)
+    code, _, _ = call(icnn.train, ["--resume", tmp_path / "run", "--final", "--backend", "numpy"], capsys)
+    assert code == 0
+    check_schema(json.loads((tmp_path / "run" / "evaluation.json").read_text()), "testing", 2)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, trained, capsys):
+    for name, seed in (("same", 0), ("other", 1)):
+        call(icnn.train, ["--out", tmp_path / name, *TINY, "--set", f"seed={seed}"], capsys)
+    files = [folder / "weights" / "nose.safetensors" for folder in (trained, tmp_path / "same", tmp_path / "other")]
+    first, same, other = (load_tensors(file)[0]["output/conv/weight"] for file in files)
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
+def test_evaluate_repeats_the_figures_of_the_training(tmp_path, helen, capsys):
+    run_folder = tmp_path / "run"
+    call(icnn.train, ["--data", helen, "--out", run_folder, *TINY], capsys)
+    for weights in (run_folder, run_folder / "weights"):
+        file = tmp_path / "figures.json"
+        code, out, _ = call(
+            icnn.evaluate, ["--data", helen, "--weights", weights, "--backend", "numpy", "--json", file], capsys
+        )
+        assert code == 0 and "ground-truth centres" in out
+        assert json.loads(file.read_text()) == json.loads((run_folder / "evaluation.json").read_text())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, number, capsys):
+    settings = [*TINY, "--set", "train.steps=12", "--set", "train.validate_every=3"]
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert call(icnn.train, ["--out", whole, *settings], capsys)[0] == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "icnn.train", "--out", str(broken), *settings],
+        cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (broken / "log.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert err == f"icnn.train: stopped by {signal.Signals(number).name}\n"
+    assert not (broken / "evaluation.json").exists()
+    assert call(icnn.train, ["--resume", broken, "--backend", "numpy"], capsys)[0] == 0
+    for name in NETWORKS:
+        expected, actual = (load_tensors(folder / "weights" / f"{name}.safetensors") for folder in (whole, broken))
+        assert expected[1] == actual[1]
+        for key, tensor in expected[0].items():
+            np.testing.assert_array_equal(tensor, actual[0][key])
+    assert (whole / "evaluation.json").read_text() == (broken / "evaluation.json").read_text()
+
+
+def test_a_loss_that_becomes_nan_exits_with_3_and_keeps_the_state(tmp_path, capsys):
+    with np.errstate(all="ignore"):
+        code, _, err = call(
+            icnn.train, ["--out", tmp_path / "run", *TINY, "--set", "train.lr=1e38", "--set", "train.steps=20"], capsys
+        )
+    assert code == 3
+    assert err.count("\n") == 1 and "train.lr" in err and "--resume" in err
+    assert (tmp_path / "run" / "state" / "stage1.safetensors").exists()
+
+
+def test_a_run_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine.txt").write_text("keep")
+    refused(icnn.train, ["--out", tmp_path / "run", *TINY], capsys, tmp_path / "run", "--resume")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "train.stps=3"], ["train.stps", "train.steps"]),
+        (["--set", "train.steps=0"], ["train.steps"]),
+        (["--config", "absent.toml"], ["absent.toml"]),
+        (["--data", "absent"], ["absent"]),
+        (["--resume", "absent"], ["absent"]),
+        (["--resume", "tests"], ["tests", "config.toml"]),
+        (["--resume", "tests", "--out", "x"], ["--resume", "--out"]),
+        (["--backend", "fortran"], ["fortran", "numba"]),
+        (["--backend", "cupy"], ["cupy", "numba"]),
+        (["--threads", "0"], ["--threads", "at least 1"]),
+        (["--threads", "two"], ["--threads", "two"]),
+        (["--bogus"], ["--bogus", "--help"]),
+        (["--data", "tests"], ["images"]),
+    ],
+)
+def test_mistakes_in_training_are_refused(arguments, words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    out = [] if "--resume" in arguments else ["--out", tmp_path / "run"]
+    refused(icnn.train, [*arguments, *out], capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda path: path.unlink(), "stage1.safetensors"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "stage1.safetensors"),
+        (lambda path: path.write_text("not weights"), "stage1.safetensors"),
+        (lambda path: path.write_bytes((path.parent / "mouth.safetensors").read_bytes()), "stage1.safetensors"),
+    ],
+)
+def test_damaged_weights_are_named(tmp_path, trained, helen, capsys, damage, word):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name in NETWORKS:
+        (weights / f"{name}.safetensors").write_bytes((trained / "weights" / f"{name}.safetensors").read_bytes())
+    damage(weights / "stage1.safetensors")
+    refused(icnn.evaluate, ["--data", helen, "--weights", weights, "--backend", "numpy"], capsys, word)
+
+
+def test_mistakes_in_evaluation_are_refused(tmp_path, trained, helen, capsys):
+    refused(icnn.evaluate, ["--weights", trained], capsys, "--data")
+    refused(icnn.evaluate, ["--data", helen, "--weights", tmp_path / "none"], capsys, tmp_path / "none")
+    refused(icnn.evaluate, ["--data", helen, "--weights", trained, "--split", "test"], capsys, "testing")
+    target = tmp_path / "absent" / "figures.json"
+    refused(icnn.evaluate, ["--data", helen, "--weights", trained, "--backend", "numpy", "--json", target], capsys, "absent")
+
+
+def test_a_bad_photograph_stops_a_training_before_it_starts_and_is_named(tmp_path, helen, capsys):
+    import shutil
+
+    folder = tmp_path / "bad"
+    shutil.copytree(helen, folder)
+    name = (folder / "exemplars.txt").read_text().split(",")[1].split()[0]
+    photograph = folder / "images" / f"{name}.jpg"
+    photograph.write_bytes(photograph.read_bytes()[:500])
+    refused(icnn.train, ["--data", folder, "--out", tmp_path / "run", *TINY], capsys, photograph)
+
+
+def test_a_part_absent_from_all_faces_is_refused_by_its_network_and_a_warning_names_it(tmp_path, helen, capsys):
+    import shutil
+
+    folder = tmp_path / "noseless"
+    shutil.copytree(helen, folder)
+    for path in folder.glob("labels/*/*_lbl06.png"):
+        with Image.open(path) as image:
+            blank = Image.new("L", image.size)
+        blank.save(path)
+    code, _, err = call(icnn.train, ["--data", folder, "--out", tmp_path / "run", *TINY], capsys)
+    lines = err.splitlines()
+    assert code == 2
+    assert "nose" in lines[-1] and not lines[-1].startswith("Traceback")
+    assert any("warning" in line and "nose" in line for line in lines[:-1])
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "synthetic"])
+def test_help_names_every_option(command, capsys):
+    module = {"train": icnn.train, "evaluate": icnn.evaluate, "synthetic": icnn.synthetic}[command]
+    code, out, _ = call(module, ["--help"], capsys)
+    assert code == 0
+    source = Path(str(module.__file__)).read_text()
+    for option in set(re.findall(r'"(--[a-z]+)"', source)):
+        assert option in out
+
+
+def test_a_command_whose_reader_goes_away_ends_quietly(helen, trained):
+    arguments = [sys.executable, "-m", "icnn.evaluate", "--data", helen, "--weights", trained, "--backend", "numpy"]
+    read, write = os.pipe()
+    os.close(read)
+    process = subprocess.run(arguments, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(write)
+    assert process.stderr == ""
+    assert process.returncode == 1

@@ -1,0 +1,454 @@
+"""Does a plan run its graph right: buffers, orders, shapes, seeds, both backends, and no allocation?"""
+
+import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import minicnn
+from icnn.network import icnn_graph
+from minicnn import SGD, Graph, Plan
+from minicnn.gradcheck import check_plan, relative_error
+from minicnn.layers import Concat, Conv2D, Input, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
+from minicnn.memory import Life, assign_buffers, dead_buffers
+
+OPTIMISER = SGD(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.001, shrink=0.999)
+
+
+def small_plan(backend: str, preset: str = "paper", batch: int = 2, dtype: str = "float64", **options) -> Plan:
+    graph = icnn_graph(labels=3, size=16, preset=preset)
+    return Plan(graph, batch, backend, dtype, threads=1, **options)
+
+
+def faces(rng: np.random.Generator, n: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images (n, 3, 16, 16), labels (n, 16, 16) in 0..2 and weights (n, 16, 16)."""
+    plane = (n, 16, 16)
+    return rng.standard_normal((n, 3, 16, 16)), rng.integers(0, 3, plane), rng.uniform(0, 1, plane)
+
+
+def train(plan: Plan, images, labels, weights, steps: int = 3) -> list[np.ndarray]:
+    """Everything that a plan shows of some steps: logits, loss, gradients, and the parameters in the end."""
+    shown = []
+    for _ in range(steps):
+        logits = plan.forward(images)
+        shown += [np.array(logits), np.array(plan.loss(labels, weights))]
+        plan.backward()
+        np.testing.assert_array_equal(logits, shown[-2], "logits must last until the next forward")
+        shown += [np.array(gradient) for gradient in plan.gradients.values()]
+        if plan.has_input_gradient:
+            shown.append(np.array(plan.input_gradient))
+        plan.update(OPTIMISER)
+    return shown + [np.array(array) for array in plan.parameters.values()]
+
+
+def assert_same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> None:
+    for ours, theirs in zip(first, second, strict=True):
+        assert np.isfinite(ours).all()
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def poison(plan: Plan) -> list[int]:
+    """After each node fill scratch and every buffer that nobody will read with NaN; count them in the list."""
+    names, counts = list(plan.graph.nodes), []
+
+    def hook(phase: str, node: str) -> None:
+        time = names.index(node)
+        if phase == "backward":
+            time = 2 * len(names) + 1 - time
+        dead = list(dead_buffers(plan.lives, plan.assigned, time))
+        for number in dead:
+            plan.buffers[number][...] = np.nan
+        plan._scratch[...] = np.nan
+        counts.append(len(dead))
+
+    plan.hook = hook
+    return counts
+
+
+# ---- buffers
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+@pytest.mark.parametrize("input_gradient", [False, True])
+def test_sharing_and_poison_change_no_bit(backend, rng, preset, input_gradient):
+    data = faces(rng)
+    options = {"preset": preset, "input_gradient": input_gradient}
+    apart = train(small_plan(backend, share=False, **options), *data)
+    assert_same_bits(train(small_plan(backend, share=True, **options), *data), apart)
+    poisoned = small_plan(backend, share=True, **options)
+    counts = poison(poisoned)
+    assert_same_bits(train(poisoned, *data), apart)
+    assert len(counts) == 3 * (2 * len(poisoned.graph.nodes) - 2 - (0 if input_gradient else 3))
+    assert min(counts) > 0
+
+
+def test_poison_in_a_live_buffer_is_noticed(backend, rng):
+    """The test above can fail: what backward reads of a convolution is its input."""
+    plan = small_plan(backend)
+    live = plan.buffers[plan.assigned["activation/row1/round1/concat"]]
+    images, labels, weights = faces(rng)
+    plan.forward(images)
+    live[0] = np.nan
+    plan.loss(labels, weights)
+    plan.backward()
+    assert np.isnan(plan.gradients["row1/round1/conv/weight"]).any()
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_sharing_saves_memory(preset):
+    def size(share: bool) -> int:
+        return sum(buffer.nbytes for buffer in small_plan("numpy", preset, share=share).buffers.values())
+
+    assert size(share=True) < 0.75 * size(share=False)
+
+
+def test_arrays_of_one_buffer_have_one_shape_and_disjoint_lives():
+    plan = small_plan("numpy", input_gradient=True)
+    for one, first in plan.lives.items():
+        for other, second in plan.lives.items():
+            if one < other and plan.assigned[one] == plan.assigned[other]:
+                assert first.shape == second.shape
+                assert first.death < second.birth or second.death < first.birth
+
+
+def test_assignment_by_hand():
+    lives = {
+        "a": Life((1, 2, 2), 0, 3),
+        "b": Life((1, 2, 2), 3, 5),  # read and written at one time: not a's buffer
+        "c": Life((1, 2, 2), 4, 6),  # a is dead
+        "d": Life((2, 2, 2), 7, 8),  # another shape
+    }
+    assert assign_buffers(lives) == {"a": 0, "b": 1, "c": 0, "d": 2}
+    assert assign_buffers(lives, share=False) == {"a": 0, "b": 1, "c": 2, "d": 3}
+    assert set(dead_buffers(lives, assign_buffers(lives), 3)) == {0, 2}
+
+
+def test_what_is_left_from_another_batch_is_not_seen(backend, rng):
+    """Results depend on the images and parameters, not on what buffers and scratch held."""
+    data, fresh, used = faces(rng), small_plan(backend), small_plan(backend)
+    for buffer in used.buffers.values():
+        buffer[...] = np.nan
+    used._scratch[...] = np.nan
+    for gradient in used.gradients.values():
+        gradient[...] = np.nan
+    assert_same_bits(train(used, *data), train(fresh, *data))
+
+
+# ---- passes
+
+
+def test_fewer_images_than_the_batch(backend, rng):
+    images, labels, weights = faces(rng, 3)
+    large, small = small_plan(backend, batch=3), small_plan(backend, batch=2)
+    large.step(images, labels, SGD(lr=0.0), weights)  # leaves three images' worth behind
+    two = (images[:2], labels[:2], weights[:2])
+    assert_same_bits(train(large, *two), train(small, *two))
+
+
+def test_a_step_is_forward_loss_backward_update(backend, rng):
+    images, labels, weights = faces(rng)
+    at_once, apart = small_plan(backend), small_plan(backend)
+    values = [float(at_once.step(images, labels, OPTIMISER, weights)) for _ in range(2)]
+    train(apart, images, labels, weights, steps=2)
+    assert values[1] < values[0] and at_once.step_count == apart.step_count == 2
+    for name in at_once.parameters:
+        np.testing.assert_array_equal(at_once.parameters[name], apart.parameters[name])
+
+
+def test_a_loss_without_weights_is_one_with_equal_weights(backend, rng):
+    plan, (images, labels, _) = small_plan(backend), faces(rng)
+    plan.forward(images)
+    plain = float(plan.loss(labels))
+    assert float(plan.loss(labels, np.full(labels.shape, 2.5))) == pytest.approx(plain, rel=1e-14)
+
+
+def test_any_real_images_are_taken(backend, rng):
+    """Other dtypes and strides than the plan's; the caller's array is not changed."""
+    plan = small_plan(backend)
+    images = rng.integers(0, 255, (2, 16, 16, 3)).astype(np.uint8)
+    turned = images.transpose(0, 3, 1, 2)
+    logits = np.array(plan.forward(turned))
+    np.testing.assert_array_equal(plan.forward(np.ascontiguousarray(turned, np.float64)), logits)
+
+
+@pytest.mark.parametrize(
+    ("shape", "came"),
+    [
+        ((3, 3, 16, 16), "3, 3, 16, 16"),
+        ((0, 3, 16, 16), "0, 3, 16, 16"),
+        ((2, 1, 16, 16), "2, 1, 16, 16"),
+        ((2, 3, 16, 8), "2, 3, 16, 8"),
+        ((3, 16, 16), "3, 16, 16"),
+    ],
+)
+def test_images_of_another_shape_are_refused(shape, came):
+    with pytest.raises(ValueError, match=rf"expected images \(n, 3, 16, 16\) with n from 1 to 2, got \({came}\)"):
+        small_plan("numpy").forward(np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("labels", "weights", "message"),
+    [
+        (np.full((2, 16, 16), 3), None, "labels from 0 to 2, got 3 to 3"),
+        (np.full((2, 16, 16), -1), None, "labels from 0 to 2, got -1 to -1"),
+        (np.zeros((2, 16, 16)), None, "integer labels"),
+        (np.zeros((1, 16, 16), int), None, "labels of shape"),
+        (np.zeros((2, 16, 8), int), None, "labels of shape"),
+        (np.zeros((2, 16, 16), int), np.zeros((2, 16, 16)), "sum is not 0"),
+        (np.zeros((2, 16, 16), int), np.ones((2, 16, 8)), "weights of shape"),
+        (np.zeros((2, 16, 16), int), np.full((2, 16, 16), -1.0), "at least 0"),
+        (np.zeros((2, 16, 16), int), np.full((2, 16, 16), np.nan), "at least 0"),
+    ],
+)
+def test_labels_and_weights_that_mean_nothing_are_refused(backend, rng, labels, weights, message):
+    plan = small_plan(backend)
+    plan.forward(faces(rng)[0])
+    with pytest.raises(ValueError, match=message):
+        plan.loss(labels, weights)
+
+
+def test_weights_that_are_zero_in_the_plans_dtype_are_refused(backend, rng):
+    """1e-60 is a number in float64 and 0 in float32."""
+    plan = small_plan(backend, dtype="float32")
+    images, labels, _ = faces(rng)
+    plan.forward(images)
+    with pytest.raises(ValueError, match="sum is not 0"):
+        plan.loss(labels, np.full(labels.shape, 1e-60))
+
+
+def test_passes_in_another_order_are_refused(rng):
+    plan, (images, labels, _) = small_plan("numpy"), faces(rng)
+    with pytest.raises(RuntimeError, match="forward before loss"):
+        plan.loss(labels)
+    with pytest.raises(RuntimeError, match="loss before backward"):
+        plan.backward()
+    plan.forward(images)
+    with pytest.raises(RuntimeError, match="loss before backward"):
+        plan.backward()
+    plan.loss(labels)
+    plan.backward()
+    with pytest.raises(RuntimeError, match="loss before backward"):
+        plan.backward()
+    with pytest.raises(RuntimeError, match="forward before loss"):
+        plan.loss(labels)
+
+
+@pytest.mark.parametrize("wrong", [{"batch": 0}, {"dtype": "float16"}, {"backend": "abacus"}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises((ValueError, RuntimeError), match="expected"):
+        Plan(icnn_graph(labels=2, size=8), **({"batch": 1} | wrong))
+
+
+def test_the_hook_sees_every_node_in_order(rng):
+    """The image has no pass; the pyramid has no backward, since nobody needs the image's gradient."""
+    seen: list[tuple[str, str]] = []
+    plan = small_plan("numpy", hook=lambda phase, node: seen.append((phase, node)))
+    images, labels, _ = faces(rng)
+    plan.step(images, labels, OPTIMISER)
+    nodes = list(plan.graph.nodes)[1:]
+    pyramid = ["row2/image", "row3/image", "row4/image"]
+    backward = [node for node in reversed(nodes) if node not in pyramid]
+    assert seen == [("forward", node) for node in nodes] + [("backward", node) for node in backward]
+
+
+# ---- parameters
+
+
+def test_written_parameters_count_from_the_next_forward(backend, rng):
+    plan, (images, _, _) = small_plan(backend), faces(rng)
+    first = np.array(plan.forward(images))
+    plan.parameters["output/conv/bias"][...] += [1, 2, 3]
+    second = np.array(plan.forward(images))
+    np.testing.assert_allclose(second - first, np.broadcast_to([[[1]], [[2]], [[3]]], first.shape), rtol=1e-12)
+    plan.parameters["row4/round0/conv/weight"][0, 0, 2, 2] += 1
+    assert (plan.forward(images) != second).any()
+
+
+def test_a_seed_fixes_the_first_parameters(backend):
+    def flat(seed) -> np.ndarray:
+        plan = small_plan(backend, seed=seed)
+        return np.concatenate([array.ravel() for array in plan.parameters.values()])
+
+    np.testing.assert_array_equal(flat(3), flat(3))
+    assert (flat(3) != flat(4)).mean() > 0.9
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_first_parameters_are_uniform_within_their_limits(preset):
+    """Glorot's in `paper`; within sqrt(0.5 / fan_in) in `released`; biases 0."""
+    for name, array in small_plan("numpy", preset).parameters.items():
+        if name.endswith("/bias"):
+            assert not array.any()
+        else:
+            fan_in, fan_out = array[0].size, array[:, 0].size
+            limit = np.sqrt(6 / (fan_in + fan_out) if preset == "paper" else 0.5 / fan_in)
+            assert 0.95 * limit < np.abs(array).max() <= limit
+            assert abs(array.std() - limit / np.sqrt(3)) < 0.1 * limit
+
+
+def test_backends_start_from_the_same_parameters():
+    ours, theirs = small_plan("numba", seed=1).parameters, small_plan("numpy", seed=1).parameters
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+# ---- backends
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_numba_agrees_with_numpy(rng, dtype, preset):
+    data = faces(rng)
+    results = []
+    for name in ("numpy", "numba"):
+        results.append(train(small_plan(name, preset, dtype=dtype, input_gradient=True), *data, steps=1))
+    tolerance = 1e-4 if dtype == "float32" else 1e-12
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype == dtype
+        assert relative_error(ours, theirs) < tolerance
+
+
+def test_two_threads_give_the_same_bits_each_time(rng):
+    data = faces(rng)
+
+    def run() -> list[np.ndarray]:
+        return train(Plan(icnn_graph(labels=3, size=16), 2, "numba", "float64", threads=2), *data)
+
+    assert_same_bits(run(), run())
+
+
+# ---- gradients with several writers, and branches
+
+
+def diamond() -> Graph:
+    """A convolution read by four nodes; a concatenation that reads one node twice and the convolution itself."""
+    graph = Graph()
+    graph.add("image", Input(3, 4, 4))
+    graph.add("x", Conv2D(3, 5), "image")
+    graph.add("a", Tanh(), "x")
+    graph.add("b", MaxPool2D(2, 2), "x")
+    graph.add("c", UpsampleNearest2D(2, parity=True), "b")
+    graph.add("d", MeanPool2D(2), "x")
+    graph.add("e", UpsampleNearest2D(2), "d")
+    graph.add("joined", Concat(), "a", "c", "a", "x", "e")
+    graph.add("y", Conv2D(3, 5), "joined")
+    return graph
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_gradient_with_several_writers_is_their_sum(backend, rng, share):
+    plan = Plan(diamond(), 2, backend, "float64", threads=1, share=share, input_gradient=True)
+    errors = check_plan(plan, rng.standard_normal((2, 3, 4, 4)), rng.integers(0, 3, (2, 4, 4)))
+    assert max(errors.values()) < 1e-6, errors
+
+
+def test_a_branch_that_does_not_reach_the_output_changes_nothing(backend, rng):
+    """It is computed forward, has gradient 0, and the network's results are those without it."""
+    graph = Graph()
+    graph.add("image", Input(3, 4, 4))
+    graph.add("x", Conv2D(3, 5), "image")
+    graph.add("y", Conv2D(3, 5), "x")
+    branched = Graph()
+    branched.add("image", Input(3, 4, 4))
+    branched.add("x", Conv2D(3, 5), "image")
+    branched.add("side", Conv2D(8, 5), "x")
+    branched.add("end", Tanh(), "side")
+    branched.add("y", Conv2D(3, 5), "x")
+    plain, plan = (Plan(one, 2, backend, "float64", threads=1) for one in (graph, branched))
+    for name, array in plain.parameters.items():
+        plan.parameters[name][...] = array
+    images, labels = rng.standard_normal((2, 3, 4, 4)), rng.integers(0, 3, (2, 4, 4))
+    poison(plan)
+    for _ in range(2):
+        losses = [float(one.step(images, labels, OPTIMISER)) for one in (plain, plan)]
+        assert losses[0] == losses[1]
+    for name, array in plain.parameters.items():
+        np.testing.assert_array_equal(plan.parameters[name], array)
+    assert not plan.gradients["side/weight"].any() and not plan.gradients["side/bias"].any()
+
+
+# ---- no allocation after construction
+
+
+def every_layer(channels: int = 8, size: int = 96) -> Graph:
+    """Each layer once, arrays of at least channels x (size / 2)^2."""
+    graph = Graph()
+    graph.add("image", Input(channels, size, size))
+    graph.add("conv", Conv2D(channels, 5), "image")
+    graph.add("tanh", Tanh(), "conv")
+    graph.add("max", MaxPool2D(3, 2, 1), "tanh")
+    graph.add("mean", MeanPool2D(2), "conv")
+    graph.add("small", Concat(), "max", "mean")
+    graph.add("up", UpsampleNearest2D(2, parity=True), "small")
+    graph.add("joined", Concat(), "tanh", "up")
+    graph.add("out", Conv2D(3, 5), "joined")
+    return graph
+
+
+def test_a_step_allocates_no_array(backend, rng):
+    """At its peak a step has less new memory than a quarter of the smallest activation: NumPy's casting buffers."""
+    plan = Plan(every_layer(), 8, backend, "float32", threads=1)
+    smallest = min(buffer.nbytes for buffer in plan.buffers.values())
+    assert smallest > 500_000
+    images = rng.standard_normal((8, 8, 96, 96)).astype(np.float32)
+    labels, weights = rng.integers(0, 3, (8, 96, 96), np.int32), np.ones((8, 96, 96), np.float32)
+    plan.step(images, labels, OPTIMISER, weights)
+    tracemalloc.start()
+    try:
+        plan.step(images, labels, OPTIMISER, weights)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < smallest / 4
+
+
+_COUNT = """
+import numba
+import numpy as np
+from numba.core.runtime import rtsys
+from conftest import EXAMPLES, draw_example
+from minicnn.kernels import SIGNATURES, get_backend
+
+kernels = get_backend("numba")
+numba.njit(lambda x: x)(np.zeros(1))  # the statistics begin with the first compilation
+
+def count(kernel, images):
+    if kernel != "sgd_update":
+        EXAMPLES[kernel][0]["N"] = images
+    arrays, scalars = draw_example(kernel, "float32", np.random.default_rng(0))
+    scratch = np.zeros(kernels.scratch_size(kernel, **EXAMPLES[kernel][0]), np.float32)
+    everything = {**arrays, "s": scratch, **scalars}
+    passed = [everything[argument.name] for argument in SIGNATURES[kernel]]
+    before = rtsys.get_allocation_stats().alloc
+    getattr(kernels, kernel)(*passed)
+    return rtsys.get_allocation_stats().alloc - before, sum(isinstance(one, np.ndarray) for one in passed)
+
+for kernel in SIGNATURES:
+    count(kernel, 1)  # compiles
+    one, arguments = count(kernel, 1)
+    many, _ = count(kernel, 5)
+    print(kernel, one, many, arguments)
+"""
+
+
+def test_compiled_kernels_allocate_nothing():
+    """Numba's own arrays, which tracemalloc does not see: its runtime counts one allocation for each argument.
+
+    The convolutions call several compiled functions, but for five images as often as for one.
+    """
+    root = Path(minicnn.__file__).parents[1]
+    environment = os.environ | {"NUMBA_NRT_STATS": "1", "PYTHONPATH": str(root)}
+    here = Path(__file__).parent
+    process = subprocess.run(
+        [sys.executable, "-c", _COUNT], cwd=here, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    lines = [line.split() for line in process.stdout.splitlines()]
+    assert len(lines) == 17
+    for kernel, one, many, arguments in lines:
+        assert one == many, kernel
+        assert int(one) > 0, "the statistics are off"
+        if not kernel.startswith("conv2d"):
+            assert one == arguments, kernel

@@ -1,0 +1,202 @@
+"""Does training go on bit for bit, keep what it should, and stop when it should?"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from icnn.command import NotFiniteError, StopError
+from icnn.config import Train, load_config
+from icnn.parts import NETWORKS
+from icnn.runs import Progress, Run
+from icnn.synthetic import synthetic_faces
+from icnn.training import Trainer, schedule_of, train_network, validation_scores
+from minicnn.checkpoint import load_tensors
+
+SETTINGS = ["train.batch=2", "train.steps=6", "train.validate_every=2", "train.lr=0.01"]
+
+
+class SignalAfter:
+    """Stands for `icnn.command.Signals`: a SIGTERM comes when the loop has looked `looks` times."""
+
+    def __init__(self, looks=10**9):
+        self.looks = looks
+
+    @property
+    def number(self):
+        self.looks -= 1
+        return 15 if self.looks < 0 else 0
+
+    def check(self):
+        raise StopError(15)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return synthetic_faces(5, 0, "exemplars"), synthetic_faces(3, 0, "tuning")
+
+
+def start(folder, *settings):
+    config = load_config(None, [*SETTINGS, *settings])
+    return Run.create(folder, config), config
+
+
+def train(run, config, faces, backend, signals=None, network="eye"):
+    train_network(network, *faces, config, run, backend, signals or SignalAfter())
+
+
+def weights(run, network="eye"):
+    return load_tensors(run.weights_path(network))[0]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("looks", [1, 3, 4])
+def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, faces, backend, looks):
+    whole, config = start(tmp_path / "whole")
+    train(whole, config, faces, backend)
+    broken, config = start(tmp_path / "broken")
+    with pytest.raises(StopError):
+        train(broken, config, faces, backend, SignalAfter(looks))
+    assert broken.load_state("eye")[1].step == looks
+    resumed, config = Run.resume(broken.folder, [])
+    train(resumed, config, faces, backend)
+    for name, tensor in weights(whole).items():
+        np.testing.assert_array_equal(tensor, weights(resumed)[name])
+    for key in ("step", "loss", "lr", "validation_loss", "validation_f"):
+        assert [entry[key] for entry in whole.read_log()] == [entry[key] for entry in resumed.read_log()]
+
+
+def test_a_state_older_than_the_log_does_not_leave_lines_twice(tmp_path, faces):
+    run, config = start(tmp_path / "run", "train.steps=4")
+    kept = []
+    save = run.save_state
+    run.save_state = lambda *arguments: kept.append(arguments[2].step) or (save(*arguments) if len(kept) < 3 else None)
+    train(run, config, faces, "numpy")  # a kill after the last log line: the state on disk is that of step 2
+    again, config = Run.resume(run.folder, [])
+    assert again.load_state("eye")[1].step == 2
+    train(again, config, faces, "numpy")
+    assert [entry["step"] for entry in again.read_log()] == [2, 4]
+
+
+def test_a_finished_network_is_not_trained_again(tmp_path, faces):
+    run, config = start(tmp_path / "run", "train.steps=2")
+    train(run, config, faces, "numpy")
+    before = run.weights_path("eye").stat().st_mtime_ns
+    train(run, config, faces, "numpy")
+    assert run.weights_path("eye").stat().st_mtime_ns == before
+
+
+def test_nan_stops_keeps_the_last_good_state_and_says_what_to_try(tmp_path, faces):
+    run, config = start(tmp_path / "run", "train.lr=1e38", "train.steps=30", "train.warmup=0")
+    with np.errstate(all="ignore"), pytest.raises(NotFiniteError) as error:
+        train(run, config, faces, "numpy")
+    text = str(error.value)
+    assert "eye" in text
+    assert "--resume" in text
+    assert "eye.train.lr=" in text
+    assert not run.weights_path("eye").exists()
+    tensors, progress = run.load_state("eye")
+    assert np.isfinite(tensors["values"]).all()
+    resumed, config = Run.resume(run.folder, ["train.lr=0.01", "train.steps=4"])
+    train(resumed, config, faces, "numpy")
+    assert np.isfinite(weights(resumed)["output/conv/bias"]).all()
+    assert progress.step < 30
+
+
+def test_best_and_last_weights_are_kept_as_configured(tmp_path, faces, monkeypatch):
+    scores = iter([0.5, 0.9, 0.1] * 2)
+    monkeypatch.setattr("icnn.training.validation_scores", lambda *_: (1.0, next(scores)))
+    seen = {}
+    for keep in ("best", "last"):
+        run, config = start(tmp_path / keep, f"train.keep={keep}")
+        states = []
+        save = run.save_state
+
+        def record(name, tensors, progress, save=save, states=states):
+            states.append((progress.step, tensors["values"].copy()))
+            save(name, tensors, progress)
+
+        run.save_state = record
+        train(run, config, faces, "numpy")
+        flat = np.concatenate([tensor.ravel() for tensor in in_graph_order(run)])
+        seen[keep] = [step for step, values in states if np.array_equal(values, flat)][0]
+    assert seen == {"best": 4, "last": 6}
+
+
+def in_graph_order(run):
+    from icnn.network import icnn_graph
+
+    network, loaded = NETWORKS["eye"], weights(run)
+    return [loaded[name] for name in icnn_graph(network.labels, network.size).parameter_shapes]
+
+
+@pytest.mark.parametrize(
+    ("settings", "results", "stopped_at"),
+    [
+        (["train.patience=2"], [(1, 0.5), (1, 0.4), (1, 0.3), (1, 0.9)], 6),
+        (["train.stop_after_rises=2"], [(1, 0.5), (2, 0.6), (3, 0.7), (1, 0.8)], 6),
+        (["train.stop_after_rises=2"], [(1, 0.5), (2, 0.6), (1, 0.7), (2, 0.8)], 8),
+        ([], [(1, 0.5), (2, 0.4), (3, 0.3), (4, 0.2)], 8),
+    ],
+)
+def test_training_stops_when_configured(tmp_path, faces, monkeypatch, settings, results, stopped_at):
+    results = iter(results)
+    monkeypatch.setattr("icnn.training.validation_scores", lambda *_: next(results))
+    run, config = start(tmp_path / "run", "train.steps=8", *settings)
+    train(run, config, faces, "numpy")
+    assert run.load_state("eye")[1].step == stopped_at
+
+
+def test_stage_1_weights_carry_the_layout_of_the_training_faces(tmp_path, faces):
+    run, config = start(tmp_path / "run", "train.steps=1")
+    train(run, config, faces, "numpy", network="stage1")
+    metadata = load_tensors(run.weights_path("stage1"))[1]
+    layout = np.array(json.loads(metadata["layout"]))
+    assert layout.shape == (6, 2)
+    assert layout[0, 0] < layout[2, 0]  # left eyebrow left of the right one
+    assert layout[0, 1] < layout[5, 1]  # above the mouth
+    assert (metadata["preset"], metadata["labels"], metadata["size"]) == ("paper", "9", "64")
+
+
+def test_schedules_follow_their_settings():
+    cosine = schedule_of(Train(steps=100, lr=0.1, warmup=0.1))
+    assert [cosine(0), cosine(9), cosine(10)] == pytest.approx([0.01, 0.1, 0.1])
+    assert cosine(55) == pytest.approx(0.05)
+    assert cosine(100) == pytest.approx(0, abs=1e-12)
+    assert schedule_of(Train(schedule="constant", lr=0.3))(10**6) == 0.3
+
+
+def test_validation_scores_equal_a_count_by_hand(tmp_path, faces, monkeypatch):
+    """F of a constant prediction, and the weighted mean loss over chunks of different size."""
+    from icnn.batches import samples_of, validation_batch
+
+    run, config = start(tmp_path / "run")
+    train_settings = config.train
+    batch = validation_batch(samples_of("nose", faces[1]), train_settings)
+    trainer = Trainer("nose", train_settings, config, run, "numpy", batch)
+    for array in trainer.plan.parameters.values():
+        array[...] = 0
+    trainer.plan.parameters["output/conv/bias"][...] = (0, math.log(3))  # softmax (1/4, 3/4): all nose
+    loss, f = validation_scores(trainer.plan, "nose", batch)
+    inside = batch.weights > 0
+    nose = (batch.labels[inside] == 1).mean()
+    assert f == pytest.approx(2 * nose / (1 + nose))
+    assert loss == pytest.approx(-nose * math.log(3 / 4) - (1 - nose) * math.log(1 / 4), rel=1e-5)
+
+
+def test_progress_survives_the_disk(tmp_path):
+    run, _ = start(tmp_path / "run")
+    progress = Progress(step=5, best_f=0.1 + 0.2, validation_loss=float("inf"), loss_sum=1 / 3, loss_count=2)
+    run.save_state("nose", {"values": np.arange(3, dtype=np.float32)}, progress)
+    tensors, loaded = run.load_state("nose")
+    assert loaded == progress
+    np.testing.assert_array_equal(tensors["values"], [0, 1, 2])
+
+
+def test_a_log_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    run, _ = start(tmp_path / "run")
+    run.log({"network": "eye", "step": 1})
+    with (run.folder / "log.jsonl").open("a") as file:
+        file.write('{"network": "ey')
+    assert run.read_log() == [{"network": "eye", "step": 1}]
