@@ -276,15 +276,11 @@ def format_rows(rows: Iterable[dict]) -> str:
     def share_text(row: dict) -> str:
         return "-" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}"
 
-    lines = [
-        ("layer", "direction", "backend", "threads", "ms", "GFLOP/s", "of peak", "torch ms", "channels_last")
-    ]
+    lines = [("layer", "direction", "backend", "threads", "ms", "GFLOP/s", "of peak", "torch ms", "channels_last")]
     for row in rows:
         name = row["layer"], row["direction"], row["backend"], str(row["threads"])
         figures = f"{row['ms']:.2f}", f"{row['gflops']:.0f}", share_text(row)
-        lines.append(
-            (*name, *figures, torch_text(row, "torch_default"), torch_text(row, "torch_channels_last"))
-        )
+        lines.append((*name, *figures, torch_text(row, "torch_default"), torch_text(row, "torch_channels_last")))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(

@@ -69,7 +69,7 @@ def make_sample(sample: Sample, draw: Draw, label_rule: str) -> tuple[np.ndarray
     """One augmented input: image (3, S, S), labels (S, S) and weights (S, S), by a single warp of the photograph."""
     if sample.patch is None or sample.centre is None:
         size = NETWORKS["stage1"].size
-        place = Letterbox.of(*sample.face.pixels.shape[:2], size).matrix()
+        place = Letterbox.of(sample.face.pixels.shape[0], sample.face.pixels.shape[1], size).matrix()
     else:
         size = sample.patch.size
         place = patch_matrix(sample.centre, size, sample.patch.mirrored)
@@ -116,9 +116,7 @@ class Batches:
         rng = generator(self._seed, self._network, AUGMENT, step)
         shared = Draw.random(rng, self._augment) if self._augment.draw == "batch" else None
         made = [
-            make_sample(
-                self._samples[number], shared or Draw.random(rng, self._augment), self._train.label_rule
-            )
+            make_sample(self._samples[number], shared or Draw.random(rng, self._augment), self._train.label_rule)
             for number in self.order(step)
         ]
         return Batch(*(np.stack(arrays) for arrays in zip(*made, strict=True)))

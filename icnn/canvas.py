@@ -166,9 +166,7 @@ class Canvas:
         """Soft mask of a shape: the rows and columns that it may touch and the shares in [0, 1] there."""
         several = isinstance(shape, list)
         points = self.pose.project(np.concatenate(shape) if several else shape, lift)
-        polygons = (
-            np.split(points, np.cumsum([len(p) for p in shape[:-1]], dtype=int)) if several else [points]
-        )
+        polygons = np.split(points, np.cumsum([len(p) for p in shape[:-1]], dtype=int)) if several else [points]
         margin = 3 * blur * self.pose.scale + 1
         low = np.maximum(points.min(0) - margin, 0).astype(int).tolist()
         high = np.maximum(points.max(0) + margin + 1, 0).astype(int).tolist()
@@ -208,16 +206,10 @@ class Canvas:
         """
         box, mask = self.coverage(shape, blur, lift)
         if clip is not None:  # the outline lies in its own plane, whatever is clipped by it
-            mask = mask * self._raster(
-                [self.pose.project(clip, None if clip is self.outline else lift)], box, 0
-            )
+            mask = mask * self._raster([self.pose.project(clip, None if clip is self.outline else lift)], box, 0)
         colour = np.asarray(colour, np.float32)
         under = self.image[:, *box]
-        under += (
-            np.float32(alpha)
-            * mask
-            * ((colour[:, *box] if colour.ndim == 3 else colour[:, None, None]) - under)
-        )
+        under += np.float32(alpha) * mask * ((colour[:, *box] if colour.ndim == 3 else colour[:, None, None]) - under)
 
     def label(self, points: np.ndarray, part: int, lift: float = 0.0) -> None:
         """Give a polygon to a part; what lies below it loses the covered share."""
@@ -257,9 +249,7 @@ def develop(c: Canvas) -> np.ndarray:
     tint = rng.uniform(0.93, 1.07, 3) if rng.random() < 0.75 else rng.uniform(0.75, 1.2, 3)
     image = c.image * np.maximum(1 + across * c.x + down * c.y, np.float32(0.3))
     image *= tint.astype(np.float32)[:, None, None]
-    photograph = Image.merge(
-        "RGB", [Image.fromarray(plane) for plane in np.clip(image, 0, 255).astype(np.uint8)]
-    )
+    photograph = Image.merge("RGB", [Image.fromarray(plane) for plane in np.clip(image, 0, 255).astype(np.uint8)])
     level = np.linspace(0, 1, 256) ** math.exp(rng.normal(0, 0.2))
     curve = 255 * ((level - 0.5) * rng.uniform(0.8, 1.2) + 0.5 + rng.normal(0, 0.04))
     photograph = photograph.point(np.clip(curve, 0, 255).astype(int).tolist() * 3)

@@ -180,9 +180,7 @@ class SmithFolder:
     def _entries(self, split: str) -> dict[str, int]:
         """Name -> line number, without a look at the images."""
         if split not in SPLITS:
-            raise mistake(
-                str(self.root), f"a split of {', '.join(SPLITS)}", repr(split), "choose one of them"
-            )
+            raise mistake(str(self.root), f"a split of {', '.join(SPLITS)}", repr(split), "choose one of them")
         path = Path(self._list(split))
         try:
             text = path.read_text("utf-8-sig")  # universal newlines, byte-order mark dropped

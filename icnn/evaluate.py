@@ -23,10 +23,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "and print the table of F-measures.",
     )
     parser.add_argument(
-        "--data", type=existing_folder, required=True, metavar="DIR", help="faces in the layout of Smith et al."
+        "--data",
+        type=existing_folder,
+        required=True,
+        metavar="DIR",
+        help="faces in the layout of Smith et al.",
     )
     parser.add_argument(
-        "--weights", type=Path, default=SHIPPED, metavar="DIR", help="RUN or RUN/weights (default: the shipped ones)"
+        "--weights",
+        type=Path,
+        default=SHIPPED,
+        metavar="DIR",
+        help="RUN or RUN/weights (default: the shipped ones)",
     )
     parser.add_argument("--split", choices=SPLITS, default="testing", help="default: testing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")

@@ -64,7 +64,7 @@ class Evaluation:
 
 def true_centres(face: Face, pipeline: Pipeline) -> np.ndarray:
     """Part centres from the labels, (6, 2); parts that the face does not have are placed as in use."""
-    box = Letterbox.of(*face.pixels.shape[:2], 1)
+    box = Letterbox.of(face.pixels.shape[0], face.pixels.shape[1], 1)
     return complete_centres(part_centres(face.labels()), box.to_image(pipeline.layout - 0.5))
 
 
@@ -84,9 +84,7 @@ def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Sig
         result.not_found += (~located.found).sum(0)
         result.names += [face.name for face in chunk]
         for condition, centres in zip(CONDITIONS, (located.centres, actual), strict=True):
-            predictions = pipeline.paste(
-                [truth.shape for truth in truths], pipeline.label_patches(images, centres)
-            )
+            predictions = pipeline.paste([truth.shape for truth in truths], pipeline.label_patches(images, centres))
             for truth, prediction in zip(truths, predictions, strict=True):
                 matrix = confusion(truth, prediction)
                 result.confusion[condition] += matrix
@@ -94,9 +92,7 @@ def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Sig
     return result
 
 
-def fit_pairs(
-    pipeline: Pipeline, faces: Sequence[Face], batch: int, method: str, signals: Signals
-) -> dict[str, Fit]:
+def fit_pairs(pipeline: Pipeline, faces: Sequence[Face], batch: int, method: str, signals: Signals) -> dict[str, Fit]:
     """Fit beta and beta0 of every stage-2 network on full images with predicted centres; sets `pipeline.pairs`."""
     truths = [face.labels() for face in faces]
     chunks = []
@@ -148,7 +144,7 @@ class HardF:
             origins = [tuple(self._patches.origins[number][n]) for number in self._numbers]
             matrix += confusion(truth, paste_patches(truth.shape, patches, origins, [p[n] for p in maps]))
         scores = f_measures(matrix)
-        known = [scores[measure] for measure in self._measures if scores[measure] is not None]
+        known = [f for measure in self._measures if (f := scores[measure]) is not None]
         return float(np.mean(known)) if known else 0.0
 
 

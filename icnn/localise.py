@@ -31,9 +31,7 @@ def part_centres(labels: np.ndarray, rule: str = "median") -> np.ndarray:
         y, x = np.nonzero(np.isin(labels, patch.ids))
         if x.size:
             pairs = (x, y)
-            centres[number] = [
-                np.median(axis) if rule == "median" else (axis.min() + axis.max()) / 2 for axis in pairs
-            ]
+            centres[number] = [np.median(axis) if rule == "median" else (axis.min() + axis.max()) / 2 for axis in pairs]
     return centres
 
 
@@ -160,9 +158,7 @@ def paste_patches(
     """
     labels = np.zeros(shape, np.uint8)
     best = np.zeros(shape, np.float32)
-    for patch, origin, p in sorted(
-        zip(patches, origins, probabilities, strict=True), key=lambda item: item[0].ids
-    ):
+    for patch, origin, p in sorted(zip(patches, origins, probabilities, strict=True), key=lambda item: item[0].ids):
         if patch.mirrored:
             p = p[:, :, ::-1]
         here, there = _overlap(origin, patch.size, shape)

@@ -66,6 +66,6 @@ def f_measures(matrix: np.ndarray) -> dict[str, float | None]:
     counts = {name: region_counts(matrix, ids) for name, ids in MERGED.items()}
     result = {name: f_of_counts(*count) for name, count in counts.items()}
     result["mouth"] = f_of_counts(*region_counts(matrix, MOUTH))
-    result["overall_micro"] = f_of_counts(*sum(counts.values()))
+    result["overall_micro"] = f_of_counts(*np.sum(list(counts.values()), axis=0))
     result["overall_union"] = f_of_counts(*region_counts(matrix, tuple(range(1, len(PARTS)))))
     return result

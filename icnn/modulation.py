@@ -73,7 +73,7 @@ class SoftF:
         self._is_truth = truth == np.arange(1, labels)[:, None]
         self._total = np.asarray(total[1:], np.float64)
 
-    def __call__(self, pair: Sequence[float], sharpness: float = 1.0) -> tuple[float, np.ndarray]:
+    def __call__(self, pair: Sequence[float] | np.ndarray, sharpness: float = 1.0) -> tuple[float, np.ndarray]:
         """The mean soft F, and its gradient (2,)."""
         beta, beta0 = pair
         z = self._z.copy()
@@ -94,9 +94,7 @@ class SoftF:
         return value / parts, gradient / parts
 
 
-def fit_modulation(
-    soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, start: Pair = PLAIN
-) -> Fit:
+def fit_modulation(soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, start: Pair = PLAIN) -> Fit:
     """Find a network's pair.
 
     Parameters
@@ -140,9 +138,15 @@ def _climb(soft_f: SoftF) -> list[Pair]:
         value, gradient = soft_f(pair, sharpness)
         return -value, -gradient
 
-    def ascend(pair: Sequence[float], sharpness: float):
+    def ascend(pair: Sequence[float] | np.ndarray, sharpness: float):
         return minimize(
-            negative, pair, args=(sharpness,), jac=True, method="L-BFGS-B", bounds=BOUNDS, options={"maxiter": 40}
+            negative,
+            pair,
+            args=(sharpness,),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=BOUNDS,
+            options={"maxiter": 40},
         )
 
     found = min((ascend(pair, SHARPNESS[0]) for pair in STARTS), key=lambda result: result.fun)

@@ -69,7 +69,7 @@ class Pipeline:
     def locate(self, images: Sequence[np.ndarray]) -> Located:
         """Stage 1 (Sec. 3.1): part centres of images (H, W, 3) uint8, sizes may differ."""
         size = NETWORKS["stage1"].size
-        boxes = [Letterbox.of(*image.shape[:2], size) for image in images]
+        boxes = [Letterbox.of(image.shape[0], image.shape[1], size) for image in images]
         inputs, insides = [], []
         for image, box in zip(images, boxes, strict=True):
             values, inside = warp(image, box.matrix(), size)

@@ -188,9 +188,7 @@ def format_table(
     cells = [max(5, *map(len, head)) for head in heads]
 
     def line(name: str, entries: Iterable[str]) -> str:
-        return "  ".join(
-            [name.ljust(width), *(e.rjust(n) for e, n in zip(entries, cells, strict=True))]
-        ).rstrip()
+        return "  ".join([name.ljust(width), *(e.rjust(n) for e, n in zip(entries, cells, strict=True))]).rstrip()
 
     lines = [f"F-measure, {_counted(evaluation)}", ""]
     lines += [line("", (head[i].replace("_", " ") for head in heads)) for i in (0, 1)]
@@ -384,10 +382,7 @@ def _distribution(details: Mapping[str, Any]) -> str:
     top = max(int(np.histogram(values, edges)[0].max()) for values in found.values())
     charts = []
     for key, values in found.items():
-        marks = (
-            (float(np.percentile(values, q)), name)
-            for q, name in ((50, "median"), (5, "5\N{NO-BREAK SPACE}%"))
-        )
+        marks = ((float(np.percentile(values, q)), name) for q, name in ((50, "median"), (5, "5\N{NO-BREAK SPACE}%")))
         labelled = [(value, f"{name} {digits(value)}") for value, name in marks]
         charts.append(histogram(CONDITIONS[key].partition(", ")[2], values, edges, labelled, top))
     without = max(len(per_image.get(key) or ()) - len(found.get(key, ())) for key in found)
@@ -452,9 +447,7 @@ def _modulation(modulation: Mapping[str, Any] | None) -> str:
         gain = "–" if before is None or after is None else f"{after - before:+.3f}".replace("0.", ".", 1)
         figures = (decimals(fit.get("beta")), decimals(fit.get("beta0")), digits(before), digits(after), gain)
         rows.append(table_row(_part_name(name), figures))
-    text = (
-        "<p>The background map B becomes βB + β₀ (Sec. 4.2); F before and after on the data of the fit.</p>"
-    )
+    text = "<p>The background map B becomes βB + β₀ (Sec. 4.2); F before and after on the data of the fit.</p>"
     return text + table(["", "β", "β₀", "before", "after", "gain"], "".join(rows))
 
 

@@ -124,9 +124,7 @@ class Run:
 
     def forget_log(self, network: str, after: int) -> None:
         """Drop a network's lines later than step `after`: a resumed training writes them again."""
-        kept = [
-            entry for entry in self._log_entries() if entry.get("network") != network or entry["step"] <= after
-        ]
+        kept = [entry for entry in self._log_entries() if entry.get("network") != network or entry["step"] <= after]
         with atomic_path(self.folder / "log.jsonl") as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 

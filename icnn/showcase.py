@@ -32,14 +32,12 @@ def result_examples(
     ]
 
 
-def pipeline_example(
-    pipeline: Pipeline, faces: Sequence[Face], per_image: Sequence[float | None]
-) -> PipelineExample:
+def pipeline_example(pipeline: Pipeline, faces: Sequence[Face], per_image: Sequence[float | None]) -> PipelineExample:
     """The way of the median face through both stages."""
     ranked = _ranked(per_image)
     image = faces[ranked[len(ranked) // 2]].image
     size = NETWORKS["stage1"].size
-    small, _ = warp(image, Letterbox.of(*image.shape[:2], size).matrix(), size)
+    small, _ = warp(image, Letterbox.of(image.shape[0], image.shape[1], size).matrix(), size)
     located = pipeline.locate([image])
     patches = pipeline.label_patches([image], located.centres)
     shown = []
@@ -50,6 +48,4 @@ def pipeline_example(
         labels = pipeline.labels_of_patch(patch, logits)[0]
         shown.append(PatchExample(patch.name, values, labels, patch.mirrored, tuple(centre.tolist())))
     (result,) = pipeline.paste([image.shape[:2]], patches)
-    return PipelineExample(
-        image, np.rint(small).astype(np.uint8), located.labels[0], tuple(shown), result
-    )
+    return PipelineExample(image, np.rint(small).astype(np.uint8), located.labels[0], tuple(shown), result)

@@ -80,9 +80,7 @@ def _eyes(c: Canvas) -> None:
         _eye(c, side, look, wide, high * rng.uniform(0.9, 1.1), tilt, iris)
 
 
-def _eye(
-    c: Canvas, side: int, look: np.ndarray, wide: float, high: float, tilt: float, iris: np.ndarray
-) -> None:
+def _eye(c: Canvas, side: int, look: np.ndarray, wide: float, high: float, tilt: float, iris: np.ndarray) -> None:
     t = np.linspace(-1, 1, 13)
     middle, y = side * (15 + c.wide / 4), -40
     x, slope = middle + wide * t, y - side * tilt * t * wide
@@ -175,9 +173,7 @@ def _mouth(c: Canvas) -> None:
     dark = np.array([58, 22, 22]) * rng.uniform(0.4, 1.2)
     c.paint(inner, dark)
     if c.gape > 2.5 and rng.random() < 0.35:
-        c.paint(
-            ellipse(0, y + 1.5 * gap, wide * 0.5, gap * 0.8), np.array([176, 84, 84]), 0.9, 0.8, clip=inner
-        )
+        c.paint(ellipse(0, y + 1.5 * gap, wide * 0.5, gap * 0.8), np.array([176, 84, 84]), 0.9, 0.8, clip=inner)
     if c.gape > 2.5 and rng.random() < 0.7:
         depth = gap * rng.uniform(0.6, 2)
         teeth = np.concatenate([polyline(x, second - 1), polyline(x * 0.9, second + depth * inside)[::-1]])
@@ -279,14 +275,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``--help``."""
     parser = Parser(
         prog="python -m icnn.synthetic",
-        description="Write procedural faces in the layout of Smith et al.: "
-        "80 % exemplars, 10 % tuning, 10 % testing.",
+        description="Write procedural faces in the layout of Smith et al.: 80 % exemplars, 10 % tuning, 10 % testing.",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument("--count", type=positive, required=True, metavar="N", help="faces, at least 10")
-    parser.add_argument(
-        "--seed", type=natural, default=0, metavar="S", help="same N and S, same folder (default: 0)"
-    )
+    parser.add_argument("--seed", type=natural, default=0, metavar="S", help="same N and S, same folder (default: 0)")
     options = parser.parse_args(argv)
     root, count = options.out, options.count
     if count < 10:

@@ -62,7 +62,11 @@ def _parser() -> Parser:
     parser.add_argument("--data", type=existing_folder, metavar="DIR", help="faces in the layout of Smith et al.")
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings, TOML (default: the quick recipe)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, for example train.steps=1000"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting, for example train.steps=1000",
     )
     parser.add_argument("--out", type=Path, metavar="RUN", help="new folder (default: runs/<date-time>)")
     parser.add_argument("--resume", type=existing_folder, metavar="RUN", help="go on with a training that was stopped")
@@ -75,7 +79,9 @@ def _parser() -> Parser:
 def _open_run(options) -> tuple[Run, Config]:
     """The run folder and its settings; options given on the command line win over the configuration."""
     if options.resume and (options.out or options.config):
-        Parser(prog="python -m icnn.train").error("--resume RUN has its own folder and settings: leave out --out, --config")
+        Parser(prog="python -m icnn.train").error(
+            "--resume RUN has its own folder and settings: leave out --out, --config"
+        )
     if options.resume:
         the_run, config = Run.resume(options.resume, options.set)
     else:

@@ -60,7 +60,7 @@ def _layout(faces: Sequence[Face], rule: str) -> str:
     """Mean part centres of the training faces, for the fallback of stage 1's weights."""
     size = NETWORKS["stage1"].size
     centres = [part_centres(face.labels(), rule) for face in faces]
-    boxes = [Letterbox.of(*face.pixels.shape[:2], size) for face in faces]
+    boxes = [Letterbox.of(face.pixels.shape[0], face.pixels.shape[1], size) for face in faces]
     return json.dumps(mean_layout(centres, boxes, size).round(4).tolist())
 
 
@@ -87,9 +87,7 @@ class Trainer:
         self._train = train
         self._run = run
         self._validation = validation
-        self._optimiser = SGD(
-            schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink
-        )
+        self._optimiser = SGD(schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink)
         self._best = self.plan.state()["values"]
         self._progress = Progress()
 
@@ -105,9 +103,7 @@ class Trainer:
         progress, steps = self._progress, self._train.steps
         if progress.step == 0:
             self._save()
-        bar = tqdm(
-            total=steps, initial=progress.step, desc=self._name, unit="step", disable=None, dynamic_ncols=True
-        )
+        bar = tqdm(total=steps, initial=progress.step, desc=self._name, unit="step", disable=None, dynamic_ncols=True)
         started, seen = time.perf_counter(), 0
         with bar:
             for batch in batches.ahead(progress.step, steps):

@@ -32,9 +32,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_tensors(
-    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, object]
-) -> None:
+def save_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, object]) -> None:
     """Write `tensors` and `metadata` (values become text) to `path`, atomically."""
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     data = save(arrays, metadata={key: str(value) for key, value in metadata.items()})
@@ -72,11 +70,11 @@ def check_fit(
     """
     for name, shape in shapes.items():
         if name not in tensors:
-            raise CheckpointError(f"{path}: expected a tensor {name} {shape}, found none: another network's weights?")
+            raise CheckpointError(f"{path}: expected a tensor {name} {shape}, found none: is it another network's?")
         if tensors[name].shape != tuple(shape):
             raise CheckpointError(
-                f"{path}: expected {name} of shape {tuple(shape)}, got {tensors[name].shape}: another network's weights?"
+                f"{path}: expected {name} of shape {tuple(shape)}, got {tensors[name].shape}: is it another network's?"
             )
     for name in tensors:
         if name not in shapes:
-            raise CheckpointError(f"{path}: the network has no {name}: another network's weights?")
+            raise CheckpointError(f"{path}: the network has no {name}: is it another network's?")

@@ -76,9 +76,7 @@ class Graph:
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every learnt array, "node/array" -> shape, in the order of the nodes."""
         return {
-            f"{node.name}/{array}": shape
-            for node in self.nodes.values()
-            for array, shape in node.parameters.items()
+            f"{node.name}/{array}": shape for node in self.nodes.values() for array, shape in node.parameters.items()
         }
 
     def describe(self) -> str:

@@ -53,9 +53,7 @@ class SoftmaxCrossEntropy:
                 f"expected integer labels of shape {(n, height, width)}, got {labels.dtype} {labels.shape}"
             )
         if labels.min() < 0 or labels.max() >= self._count:
-            raise ValueError(
-                f"expected labels from 0 to {self._count - 1}, got {labels.min()} to {labels.max()}"
-            )
+            raise ValueError(f"expected labels from 0 to {self._count - 1}, got {labels.min()} to {labels.max()}")
         if weights is None:
             self._weights[:n] = 1
         else:

@@ -51,7 +51,6 @@ def lifetimes(graph: Graph, needed: set[str]) -> dict[str, Life]:
     def backward_time(index: int) -> int:
         return end - index
 
-    index_of = {node.name: index for index, node in enumerate(nodes)}
     consumers: dict[str, list[int]] = {node.name: [] for node in nodes}
     for index, node in enumerate(nodes):
         for name in node.inputs:

@@ -207,9 +207,8 @@ class Plan:
         images = np.asarray(images)
         expected = self.graph.input.shape
         if images.ndim != 4 or images.shape[1:] != expected or not 1 <= images.shape[0] <= self.batch:
-            raise ValueError(
-                f"expected images (n, {', '.join(map(str, expected))}) with n from 1 to {self.batch}, got {images.shape}"
-            )
+            shape = ", ".join(map(str, expected))
+            raise ValueError(f"expected images (n, {shape}) with n from 1 to {self.batch}, got {images.shape}")
         self._n = images.shape[0]
         self._done = "forward"
         self._kernels.upload(self._array("activation", self.graph.input.name, self._n), images)

@@ -232,9 +232,7 @@ def test_a_right_part_is_trained_on_as_the_left_part_of_the_mirrored_face(networ
     for a, b in ((right, mirror_left), (left, mirror_right)):
         for one, other in zip(make_sample(a, draw, "argmax"), make_sample(b, draw, "argmax"), strict=True):
             np.testing.assert_allclose(one, other, atol=1e-3)
-    assert not np.allclose(
-        make_sample(left, draw, "argmax")[0], make_sample(right, draw, "argmax")[0], atol=0.1
-    )
+    assert not np.allclose(make_sample(left, draw, "argmax")[0], make_sample(right, draw, "argmax")[0], atol=0.1)
 
 
 def test_in_a_patch_the_other_sides_part_is_background():

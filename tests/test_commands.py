@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,9 @@ from minicnn.checkpoint import load_tensors
 
 ROOT = Path(__file__).parents[1]
 
-#: A training of seconds; the NumPy backend needs no compilation.
+#: A training of seconds.
 TINY = [
-    "--backend", "numpy", "--set", "train.steps=2", "--set", "train.batch=2", "--set", "train.validate_every=1",
+    "--backend", "numba", "--set", "train.steps=2", "--set", "train.batch=2", "--set", "train.validate_every=1",
     "--set", "synthetic.exemplars=4", "--set", "synthetic.tuning=2", "--set", "synthetic.testing=3",
     "--set", "train.lr=0.01",
 ]  # fmt: skip
@@ -59,13 +60,19 @@ def helen(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A RUN folder of a tiny training on synthetic faces."""
+def printed(tmp_path_factory):
+    """A tiny training on synthetic faces as a user starts it: its folder, stdout and stderr."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.raises(SystemExit) as stopped:
-        run(icnn.train.main, "icnn.train", ["--out", str(folder), *TINY])
-    assert not stopped.value.code
-    return folder
+    arguments = [sys.executable, "-m", "icnn.train", "--out", str(folder), *TINY]
+    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert process.returncode == 0, process.stderr
+    return folder, process.stdout, process.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(printed):
+    """Its RUN folder."""
+    return printed[0]
 
 
 def check_schema(evaluation, split, images):
@@ -84,51 +91,49 @@ def test_a_training_writes_every_file_of_the_contract(trained):
     assert not [name for name in names if "/." in name or name.startswith(".")], "temporary files left"
     check_schema(json.loads((trained / "evaluation.json").read_text()), "testing", 3)
     entries = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
-    assert [(entry["network"], entry["step"]) for entry in entries] == [(name, step) for name in NETWORKS for step in (1, 2)]
+    assert [(entry["network"], entry["step"]) for entry in entries] == [
+        (name, step) for name in NETWORKS for step in (1, 2)
+    ]
     for name, network in NETWORKS.items():
         metadata = load_tensors(trained / "weights" / f"{name}.safetensors")[1]
         assert set(metadata) >= {"preset", "labels", "size", "beta", "beta0", "version"}
         assert (int(metadata["labels"]), int(metadata["size"])) == (network.labels, network.size)
 
 
-def test_training_prints_the_table_and_says_which_backend_and_why(tmp_path, capsys):
-    code, out, err = call(icnn.train, ["--out", tmp_path / "run", *TINY], capsys)
-    assert code == 0
-    assert "backend numpy" in out.splitlines()[0]
-    assert "this run, end to end" in out
-    assert "constant prior" in out and "colour classifier" in out
-    assert "synthetic faces" in out
+def test_training_prints_the_table_and_says_which_backend_and_why(printed):
+    _, out, err = printed
+    assert "backend numba" in out.splitlines()[0]
+    for words in (
+        "this run, end to end",
+        "constant prior",
+        "colour classifier",
+        "synthetic faces",
+        "the paper",
+    ):
+        assert words in out
     assert err == "", "no bars where stderr is not a terminal"
 
 
-def test_training_on_a_folder_evaluates_the_split_asked_for(tmp_path, helen, capsys):
-    arguments = ["--data", helen, "--out", tmp_path / "run", *TINY, "--set", "evaluate.split=tuning"]
-    assert call(icnn.train, arguments, capsys)[0] == 0
-    check_schema(json.loads((tmp_path / "run" / "evaluation.json").read_text()), "tuning", 2)
-    code, _, _ = call(icnn.train, ["--resume", tmp_path / "run", "--final", "--backend", "numpy"], capsys)
+def test_training_and_evaluation_on_a_folder_give_the_same_figures(tmp_path, helen, capsys):
+    folder, file = tmp_path / "run", tmp_path / "figures.json"
+    assert call(icnn.train, ["--data", helen, "--out", folder, *TINY, "--set", "evaluate.split=tuning"], capsys)[0] == 0
+    check_schema(json.loads((folder / "evaluation.json").read_text()), "tuning", 2)
+    code, _, _ = call(icnn.train, ["--resume", folder, "--final", "--backend", "numba"], capsys)
     assert code == 0
-    check_schema(json.loads((tmp_path / "run" / "evaluation.json").read_text()), "testing", 2)
-
-
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, trained, capsys):
-    for name, seed in (("same", 0), ("other", 1)):
-        call(icnn.train, ["--out", tmp_path / name, *TINY, "--set", f"seed={seed}"], capsys)
-    files = [folder / "weights" / "nose.safetensors" for folder in (trained, tmp_path / "same", tmp_path / "other")]
-    first, same, other = (load_tensors(file)[0]["output/conv/weight"] for file in files)
-    np.testing.assert_array_equal(first, same)
-    assert not np.array_equal(first, other)
-
-
-def test_evaluate_repeats_the_figures_of_the_training(tmp_path, helen, capsys):
-    run_folder = tmp_path / "run"
-    call(icnn.train, ["--data", helen, "--out", run_folder, *TINY], capsys)
-    for weights in (run_folder, run_folder / "weights"):
-        file = tmp_path / "figures.json"
-        code, out, _ = call(
-            icnn.evaluate, ["--data", helen, "--weights", weights, "--backend", "numpy", "--json", file], capsys
-        )
+    final = json.loads((folder / "evaluation.json").read_text())
+    check_schema(final, "testing", 2)
+    for weights in (folder, folder / "weights"):
+        arguments = ["--data", helen, "--weights", weights, "--backend", "numba", "--json", file]
+        code, out, _ = call(icnn.evaluate, arguments, capsys)
         assert code == 0 and "ground-truth centres" in out
-        assert json.loads(file.read_text()) == json.loads((run_folder / "evaluation.json").read_text())
+        assert json.loads(file.read_text()) == final
+
+
+def test_another_seed_gives_other_weights(tmp_path, trained, capsys):
+    call(icnn.train, ["--out", tmp_path / "other", *TINY, "--set", "seed=1"], capsys)
+    files = [folder / "weights" / "nose.safetensors" for folder in (trained, tmp_path / "other")]
+    first, other = (load_tensors(file)[0]["output/conv/weight"] for file in files)
+    assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -148,7 +153,7 @@ def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, 
     assert process.returncode == 128 + number
     assert err == f"icnn.train: stopped by {signal.Signals(number).name}\n"
     assert not (broken / "evaluation.json").exists()
-    assert call(icnn.train, ["--resume", broken, "--backend", "numpy"], capsys)[0] == 0
+    assert call(icnn.train, ["--resume", broken, "--backend", "numba"], capsys)[0] == 0
     for name in NETWORKS:
         expected, actual = (load_tensors(folder / "weights" / f"{name}.safetensors") for folder in (whole, broken))
         assert expected[1] == actual[1]
@@ -160,7 +165,9 @@ def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, 
 def test_a_loss_that_becomes_nan_exits_with_3_and_keeps_the_state(tmp_path, capsys):
     with np.errstate(all="ignore"):
         code, _, err = call(
-            icnn.train, ["--out", tmp_path / "run", *TINY, "--set", "train.lr=1e38", "--set", "train.steps=20"], capsys
+            icnn.train,
+            ["--out", tmp_path / "run", *TINY, "--set", "train.lr=1e38", "--set", "train.steps=20"],
+            capsys,
         )
     assert code == 3
     assert err.count("\n") == 1 and "train.lr" in err and "--resume" in err
@@ -204,7 +211,10 @@ def test_mistakes_in_training_are_refused(arguments, words, capsys, monkeypatch,
         (lambda path: path.unlink(), "stage1.safetensors"),
         (lambda path: path.write_bytes(path.read_bytes()[:1000]), "stage1.safetensors"),
         (lambda path: path.write_text("not weights"), "stage1.safetensors"),
-        (lambda path: path.write_bytes((path.parent / "mouth.safetensors").read_bytes()), "stage1.safetensors"),
+        (
+            lambda path: path.write_bytes((path.parent / "mouth.safetensors").read_bytes()),
+            "stage1.safetensors",
+        ),
     ],
 )
 def test_damaged_weights_are_named(tmp_path, trained, helen, capsys, damage, word):
@@ -213,7 +223,7 @@ def test_damaged_weights_are_named(tmp_path, trained, helen, capsys, damage, wor
     for name in NETWORKS:
         (weights / f"{name}.safetensors").write_bytes((trained / "weights" / f"{name}.safetensors").read_bytes())
     damage(weights / "stage1.safetensors")
-    refused(icnn.evaluate, ["--data", helen, "--weights", weights, "--backend", "numpy"], capsys, word)
+    refused(icnn.evaluate, ["--data", helen, "--weights", weights, "--backend", "numba"], capsys, word)
 
 
 def test_mistakes_in_evaluation_are_refused(tmp_path, trained, helen, capsys):
@@ -221,12 +231,15 @@ def test_mistakes_in_evaluation_are_refused(tmp_path, trained, helen, capsys):
     refused(icnn.evaluate, ["--data", helen, "--weights", tmp_path / "none"], capsys, tmp_path / "none")
     refused(icnn.evaluate, ["--data", helen, "--weights", trained, "--split", "test"], capsys, "testing")
     target = tmp_path / "absent" / "figures.json"
-    refused(icnn.evaluate, ["--data", helen, "--weights", trained, "--backend", "numpy", "--json", target], capsys, "absent")
+    refused(
+        icnn.evaluate,
+        ["--data", helen, "--weights", trained, "--backend", "numba", "--json", target],
+        capsys,
+        "absent",
+    )
 
 
 def test_a_bad_photograph_stops_a_training_before_it_starts_and_is_named(tmp_path, helen, capsys):
-    import shutil
-
     folder = tmp_path / "bad"
     shutil.copytree(helen, folder)
     name = (folder / "exemplars.txt").read_text().split(",")[1].split()[0]
@@ -235,9 +248,8 @@ def test_a_bad_photograph_stops_a_training_before_it_starts_and_is_named(tmp_pat
     refused(icnn.train, ["--data", folder, "--out", tmp_path / "run", *TINY], capsys, photograph)
 
 
+@pytest.mark.filterwarnings("default")
 def test_a_part_absent_from_all_faces_is_refused_by_its_network_and_a_warning_names_it(tmp_path, helen, capsys):
-    import shutil
-
     folder = tmp_path / "noseless"
     shutil.copytree(helen, folder)
     for path in folder.glob("labels/*/*_lbl06.png"):
@@ -262,7 +274,17 @@ def test_help_names_every_option(command, capsys):
 
 
 def test_a_command_whose_reader_goes_away_ends_quietly(helen, trained):
-    arguments = [sys.executable, "-m", "icnn.evaluate", "--data", helen, "--weights", trained, "--backend", "numpy"]
+    arguments = [
+        sys.executable,
+        "-m",
+        "icnn.evaluate",
+        "--data",
+        helen,
+        "--weights",
+        trained,
+        "--backend",
+        "numba",
+    ]
     read, write = os.pipe()
     os.close(read)
     process = subprocess.run(arguments, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=120)

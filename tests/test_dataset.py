@@ -301,9 +301,7 @@ def test_list_that_is_not_utf8(folder):
         SmithFolder(folder).names("exemplars")
 
 
-@pytest.mark.parametrize(
-    "name", ["../a", "..", ".", "/etc/a", "x/a", "x\\a", "..\\a", "C:a", "a\0b", "a\x1bb", "a/"]
-)
+@pytest.mark.parametrize("name", ["../a", "..", ".", "/etc/a", "x/a", "x\\a", "..\\a", "C:a", "a\0b", "a\x1bb", "a/"])
 def test_names_that_leave_the_folder(folder, name):
     write_list(folder, f"1 , a\n2 , {name}\n")
     data = SmithFolder(folder)
@@ -380,9 +378,7 @@ def test_good_split_gives_no_warning(folder):
 
 def test_name_in_two_splits(folder):
     write_split(folder, "testing", ["d", "b"])
-    with pytest.warns(
-        DatasetWarning, match=r"exemplars\.txt.* got 1 of testing\.txt.*'b'.*2 and 2"
-    ) as caught:
+    with pytest.warns(DatasetWarning, match=r"exemplars\.txt.* got 1 of testing\.txt.*'b'.*2 and 2") as caught:
         assert len(SmithFolder(folder).load_split("exemplars")) == 2
     assert [warning.filename for warning in caught] == [__file__]  # stacklevel: the caller's line
     with pytest.warns(DatasetWarning, match=r"testing\.txt.* got 1 of exemplars\.txt"):

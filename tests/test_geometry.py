@@ -464,9 +464,7 @@ def test_patches_mirror_also_for_halves_that_scaling_back_has_rounded(width):
     box = Letterbox.of(180, width, 64)
     for place in np.arange(0, 63.5, 0.5):  # medians
         here, there = (box.to_image([x, 0.0]) for x in (place, 63 - place))
-        assert (
-            patch_origin(there, 64, (180, width))[0] == width - 64 - patch_origin(here, 64, (180, width))[0]
-        )
+        assert patch_origin(there, 64, (180, width))[0] == width - 64 - patch_origin(here, 64, (180, width))[0]
 
 
 @by_patch
@@ -527,9 +525,7 @@ def test_pasting_undoes_cutting(patch, origin):
     labels = patch.to_network_labels()[cut]
     pasted = paste_patches((100, 90), [patch], [origin], [one_hot(labels, 1 + len(patch.ids))])
     covered = np.zeros((100, 90), bool)
-    covered[
-        max(0, origin[1]) : max(0, origin[1] + patch.size), max(0, origin[0]) : max(0, origin[0] + patch.size)
-    ] = 1
+    covered[max(0, origin[1]) : max(0, origin[1] + patch.size), max(0, origin[0]) : max(0, origin[0] + patch.size)] = 1
     assert (pasted == np.where(covered & np.isin(truth, patch.ids), truth, 0)).all()
     assert pasted.dtype == np.uint8
 
@@ -559,9 +555,7 @@ def test_the_highest_probability_wins_an_overlap():
 
 def test_of_equal_probabilities_the_lower_id_wins():
     assert overlap(("mouth", 1, 0.75), ("nose", 1, 0.75)) == 5
-    assert (
-        overlap(("right_eyebrow", 1, 0.75), ("left_eye", 1, 0.75)) == 2
-    )  # id 3 comes before 2 in some lists
+    assert overlap(("right_eyebrow", 1, 0.75), ("left_eye", 1, 0.75)) == 2  # id 3 comes before 2 in some lists
 
 
 def test_the_background_of_a_patch_beats_nothing():

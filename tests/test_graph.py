@@ -227,10 +227,7 @@ class Figure1:
         """(C, H, W) to (O, H, W)."""
         w, b = self.parameters[f"{name}/conv/weight"], self.parameters[f"{name}/conv/bias"]
         return np.array(
-            [
-                sum(correlate2d(x[c], w[o, c], mode="same") for c in range(len(x))) + b[o]
-                for o in range(len(w))
-            ]
+            [sum(correlate2d(x[c], w[o, c], mode="same") for c in range(len(x))) + b[o] for o in range(len(w))]
         )
 
     def pyramid(self, x: np.ndarray) -> np.ndarray:

@@ -70,11 +70,7 @@ class Task:
     def best(self, logits, a, b):
         """The best hard F on a fine grid around the pair that undoes the distortion."""
         betas = np.geomspace(0.5, 2, 29) / a
-        return max(
-            self.hard_f(logits, (beta, shift - beta * b))
-            for beta in betas
-            for shift in np.linspace(-2, 2, 33)
-        )
+        return max(self.hard_f(logits, (beta, shift - beta * b)) for beta in betas for shift in np.linspace(-2, 2, 33))
 
 
 # ---------------------------------------------------------------- the two numbers

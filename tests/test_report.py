@@ -56,9 +56,7 @@ class Page(HTMLParser):
 
     def handle_startendtag(self, tag, attrs):
         self.tags.append(tag)
-        self.addresses += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")
-        ]
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
         assert not any(name.startswith("on") for name, _ in attrs)
 
     def handle_endtag(self, tag):
@@ -185,9 +183,7 @@ def test_full_report_has_every_section_and_escapes(tmp_path):
         "Training",
         "Configuration",
     ]
-    assert (
-        text.count('class="chart"') == 2 * len(NETWORKS) + 1
-    )  # no F of an image with true centres: one histogram
+    assert text.count('class="chart"') == 2 * len(NETWORKS) + 1  # no F of an image with true centres: one histogram
     assert [f"{i} {part.replace('_', ' ')}" for i, part in enumerate(PARTS)] == [
         word for word in parsed.words if re.match(r"\d [a-z]", word)
     ]
@@ -240,9 +236,7 @@ def test_a_failure_leaves_the_old_report(tmp_path):
 
 
 def test_a_repeated_step_counts_once_and_the_later_entry_wins(tmp_path):
-    log = [
-        {"network": "nose", "step": s, "validation_f": f} for s, f in ((1, 0.2), (2, 0.9), (2, 0.5), (1, 0.3))
-    ]
+    log = [{"network": "nose", "step": s, "validation_f": f} for s, f in ((1, 0.2), (2, 0.9), (2, 0.5), (1, 0.3))]
     text, _ = page(tmp_path, log=[*log, {"network": "nose", "step": 2, "validation_f": None, "loss": 0.1}])
     assert "2 steps, best F .500 at step 2" in text
 
@@ -301,9 +295,7 @@ def test_every_point_of_a_chart_lies_inside(values, log):
         assert log and values == [0.0]
         return
     Page(text)
-    points = re.findall(r'points="(.*?)"', text) or [
-        ",".join(re.search(r'cx="(.*?)" cy="(.*?)"', text).groups())
-    ]
+    points = re.findall(r'points="(.*?)"', text) or [",".join(re.search(r'cx="(.*?)" cy="(.*?)"', text).groups())]
     pairs = np.array([[float(v) for v in pair.split(",")] for pair in points[0].split()])
     assert len(pairs) <= 300
     assert ((pairs >= (46, 26)) & (pairs <= (350, 180))).all()

@@ -102,8 +102,7 @@ def check_backend(module: ModuleType) -> None:
         actual = list(inspect.signature(getattr(function, "py_func", function)).parameters)
         if actual != expected:
             raise BackendError(
-                f"backend {module.NAME!r}: {kernel} takes ({', '.join(actual)}), "
-                f"the table says ({', '.join(expected)})"
+                f"backend {module.NAME!r}: {kernel} takes ({', '.join(actual)}), the table says ({', '.join(expected)})"
             )
 
 

@@ -25,9 +25,17 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
+from numba.core import config
 from numba.extending import intrinsic
 
-from minicnn.kernels.simd import TILE_REGISTERS, TILE_VECTORS, VECTOR_BYTES, correlate_tile, lanes, product_tile
+from minicnn.kernels.simd import (
+    TILE_REGISTERS,
+    TILE_VECTORS,
+    VECTOR_BYTES,
+    correlate_tile,
+    lanes,
+    product_tile,
+)
 
 NAME = "numba"
 
@@ -65,7 +73,8 @@ def upload(destination: np.ndarray, source: np.ndarray) -> None:
 def threads(count: int) -> Iterator[None]:
     """Use `count` threads (at most those that Numba started with) inside a ``with`` block."""
     before = numba.get_num_threads()
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    most = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
+    numba.set_num_threads(min(count, most))
     try:
         yield
     finally:
@@ -406,7 +415,9 @@ def upsample_nearest2d_forward(y, x, factor):
                 for v in range(factor):
                     target[j * factor + v] = row[j]
             for u in range(1, factor):
-                y[n, c, i * factor + u] = target
+                below = y[n, c, i * factor + u]
+                for j in range(w * factor):  # a slice assignment would allocate: Numba guards against overlap
+                    below[j] = target[j]
 
 
 @njit(**_PARALLEL)

@@ -123,9 +123,10 @@ def correlate_tile(
         biases = [e.broadcast(e.at(b_data, e.const(f))) for f in range(count)]
         sums = [[e.register(bias) for _ in range(TILE_VECTORS)] for bias in biases]
         weight_slot = cgutils.alloca_once_value(builder, w_data)
-        with cgutils.for_range(builder, c_count, intp=e.index) as c, cgutils.for_range(
-            builder, k, intp=e.index
-        ) as u:
+        with (
+            cgutils.for_range(builder, c_count, intp=e.index) as c,
+            cgutils.for_range(builder, k, intp=e.index) as u,
+        ):
             row = builder.add(builder.mul(c.index, cs), builder.mul(u.index, rs))
             with cgutils.for_range(builder, k, intp=e.index) as v:
                 source = e.at(x_data, builder.add(row, v.index))
@@ -160,9 +161,7 @@ def product_tile(typing_context, filters, taps, sums, sums_start, g, g_start, g_
         e = _Emitter(context, builder, sums.dtype)
         _, _, sa, s0, ga, g0, gs, xa, x0, length = arguments
         s_data, g_data, x_data = e.at(e.data(sums, sa), s0), e.at(e.data(g, ga), g0), e.at(e.data(x, xa), x0)
-        places = [
-            [e.at(s_data, e.const((f * n_taps + v) * e.count)) for v in range(n_taps)] for f in range(n_filters)
-        ]
+        places = [[e.at(s_data, e.const((f * n_taps + v) * e.count)) for v in range(n_taps)] for f in range(n_filters)]
         registers = [[e.register(e.load(place)) for place in row] for row in places]
         rows = [e.at(g_data, builder.mul(e.const(f), gs)) for f in range(n_filters)]
         with cgutils.for_range_slice(builder, e.const(0), length, e.const(e.count), e.index) as (p, _):

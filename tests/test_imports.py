@@ -1,0 +1,114 @@
+"""Does each module import only what stands above it, and nothing heavy that was not asked for?"""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minicnn
+
+ROOT = Path(minicnn.__file__).parents[1]
+
+#: Every module, in the order in which they are read: each imports only from the lines above its own.
+#: A name here need not exist yet; a file that is not here fails the test.
+ORDER = """
+minicnn.kernels minicnn.kernels.reference minicnn.kernels.simd minicnn.kernels.cpu minicnn.kernels.gpu
+minicnn.layers
+minicnn.graph
+minicnn.memory minicnn.parameters minicnn.loss minicnn.sgd minicnn.checkpoint
+minicnn.plan
+minicnn.gradcheck
+minicnn
+icnn.errors icnn.palette icnn.parts icnn.config
+icnn.command
+icnn.photo icnn.photograph icnn.dataset
+icnn.canvas icnn.surroundings icnn.synthetic
+icnn.metrics icnn.baselines
+icnn.augment icnn.localise icnn.batches
+icnn.network
+icnn.modulation
+icnn.pipeline
+icnn.evaluation
+icnn.charts icnn.report icnn.showcase
+icnn.runs icnn.training
+icnn.train icnn.evaluate icnn.parse icnn.export icnn.serve
+icnn
+""".split()
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("minicnn", "icnn")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def imports(module: str) -> set[str]:
+    """Full names of all that a module imports, also inside functions; `from p import m` gives p.m if that is a file."""
+    path, found = FILES[module], set()
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *(node.module or "").split(".")]).strip(".")
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found.update(names & set(FILES) or {base})
+            if names - set(FILES):
+                found.add(base)
+    return found
+
+
+def test_the_files_are_found():
+    assert {"minicnn", "minicnn.kernels.cpu", "icnn.network"} <= set(FILES)
+    assert {"minicnn.kernels.simd", "numba", "numpy"} <= imports("minicnn.kernels.cpu")
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_imports_only_what_stands_above_it(module):
+    assert module in ORDER, f"{module} is new: give it a place in ORDER of {Path(__file__).name}"
+    above = set(ORDER[: ORDER.index(module)])
+    own = {name for name in imports(module) if name.split(".")[0] in ("minicnn", "icnn")}
+    assert own <= above, f"{module} imports {', '.join(sorted(own - above))}, which does not stand above it"
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module.startswith("minicnn")])
+def test_the_library_knows_nothing_of_faces(module):
+    assert not {name for name in imports(module) if name.split(".")[0] == "icnn"}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_only_the_gpu_backend_names_cupy_and_nothing_names_torch(module):
+    packages = {name.split(".")[0] for name in imports(module)}
+    assert "torch" not in packages
+    assert "cupy" not in packages or module == "minicnn.kernels.gpu"
+
+
+def test_importing_everything_imports_neither_cupy_nor_torch():
+    """In a process of its own; even where they are installed. The GPU backend is imported only when asked for."""
+    modules = [name for name in FILES if name != "minicnn.kernels.gpu" and not name.endswith("__main__")]
+    program = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module(name)
+print(*(name for name in ("cupy", "torch", "matplotlib") if name in sys.modules))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == []
+
+
+def test_importing_minicnn_loads_no_compiler():
+    """Numba takes a second to import: only who asks for its backend waits."""
+    program = "import sys, minicnn, icnn.network; print('numba' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == ["False"]
