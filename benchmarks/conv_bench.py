@@ -333,7 +333,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     peak = samples.peak(max(options.threads))
     print(machine())
     for count in options.threads:
-        print(f"peak of multiply-adds, {count} threads: {samples.peak(count):.0f} GFLOP/s")
+        print(f"peak of multiply-adds, threads {count}: {samples.peak(count):.0f} GFLOP/s")
     print(format_rows(rows + make_totals(rows, samples)))
     if options.json:
         figures = {"machine": machine(), "peak_gflops": peak, "rows": rows}

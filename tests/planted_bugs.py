@@ -1,0 +1,283 @@
+"""Plant a bug, see a test fail: ``python tests/planted_bugs.py [NUMBER ...]``.
+
+Each entry is one small change to the source that a person might make by
+mistake, and the test that must catch it. The source is copied, changed there,
+and only the named test runs; the working tree is never touched. Exit code 1 if
+a bug is not caught, or if an entry no longer fits the source.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("minicnn", "icnn", "tests", "configs", "benchmarks", "pyproject.toml")
+
+
+class Bug(NamedTuple):
+    """What goes wrong, the file, the right text and the wrong one, and the test that catches it."""
+
+    what: str
+    file: str
+    right: str
+    wrong: str
+    test: str
+
+
+REFERENCE, LAYERS, PLAN = "minicnn/kernels/reference.py", "minicnn/layers.py", "minicnn/plan.py"
+AUGMENT, LOCALISE, MODULATION = "icnn/augment.py", "icnn/localise.py", "icnn/modulation.py"
+
+BUGS = [
+    Bug(
+        "concatenation: coarser before finer",
+        "icnn/network.py",
+        'graph.add(f"{name}/finer", preset.down, rows[k - 2])',
+        'graph.add(f"{name}/finer", preset.down, rows[k - 2])\n            sources.reverse()',
+        "test_graph.py::test_concatenation_is_own_finer_coarser",
+    ),
+    Bug(
+        "parity maps: row parity first",
+        REFERENCE,
+        "    y[:, offset, :, 0::2] = 0\n    y[:, offset, :, 1::2] = 1\n    y[:, offset + 1, 0::2] = 0\n"
+        "    y[:, offset + 1, 1::2] = 1\n",
+        "    y[:, offset + 1, :, 0::2] = 0\n    y[:, offset + 1, :, 1::2] = 1\n    y[:, offset, 0::2] = 0\n"
+        "    y[:, offset, 1::2] = 1\n",
+        "test_reference.py::test_parity_maps_are_columns_then_rows[numpy-float64]",
+    ),
+    Bug(
+        "convolution instead of correlation",
+        REFERENCE,
+        "np.matmul(w.reshape(o, -1), col, out=y[n].reshape(o, -1))",
+        "np.matmul(w[:, :, ::-1, ::-1].reshape(o, -1), col, out=y[n].reshape(o, -1))",
+        "test_reference.py::test_weights_are_not_flipped[numpy-float64]",
+    ),
+    Bug(
+        "max pooling: the last maximum takes the gradient",
+        REFERENCE,
+        "        np.copyto(left[out], 0, where=hit)\n",
+        "        pass\n",
+        "test_kernels.py::test_a_constant_plane_gives_to_the_first_pixel_of_each_window[numpy-float64]",
+    ),
+    Bug(
+        "max pooling: border at the bottom and right",
+        REFERENCE,
+        "max_pool2d_forward(y, x, window, stride, border):",
+        "max_pool2d_forward(y, x, window, stride, border, wrong=0):\n    border = wrong",
+        "test_reference.py::test_border_is_never_the_maximum[numpy-float64]",
+    ),
+    Bug(
+        "a dropped gradient addition",
+        PLAN,
+        "adds.append(name in written)",
+        "adds.append(False)",
+        "test_plan.py::test_a_gradient_with_several_writers_is_their_sum[numpy]",
+    ),
+    Bug(
+        "a life ends before the backward pass reads it",
+        "minicnn/memory.py",
+        'and "x" in nodes[consumer].layer.backward_reads',
+        "and False",
+        "test_plan.py::test_sharing_and_poison_change_no_bit[paper-numpy]",
+    ),
+    Bug(
+        "tanh gradient without the square",
+        REFERENCE,
+        "np.multiply(y, y, out=product)",
+        "np.multiply(y, 1, out=product)",
+        "test_gradients.py::test_tanh_gradient[numpy]",
+    ),
+    Bug(
+        "loss divided by the pixels, not by the weights",
+        REFERENCE,
+        "total[...] = np.sum(weights, dtype=np.float64)",
+        "total[...] = weights.size",
+        "test_kernels.py::test_loss_is_the_weighted_mean_of_its_pixels[numpy-float64]",
+    ),
+    Bug(
+        "momentum applied after the step",
+        REFERENCE,
+        "    velocity *= momentum\n    velocity += step\n",
+        "    velocity += step\n    velocity *= momentum\n",
+        "test_sgd.py::test_updates_are_those_by_hand",
+    ),
+    Bug(
+        "weight decay with the wrong sign",
+        REFERENCE,
+        "np.multiply(values, weight_decay, out=step)",
+        "np.multiply(values, -weight_decay, out=step)",
+        "test_sgd.py::test_updates_are_those_by_hand",
+    ),
+    Bug(
+        "velocity not restored from a state",
+        PLAN,
+        '        self._kernels.upload(self._store.flat_velocity, state["velocity"])\n',
+        "",
+        "test_checkpoint.py",
+    ),
+    Bug(
+        "file numbers KK taken as ids",
+        "icnn/palette.py",
+        '    ("04",),\n    ("03",),\n',
+        '    ("03",),\n    ("04",),\n',
+        "test_dataset.py::test_file_numbers_are_not_ids",
+    ),
+    Bug(
+        "skin not summed into the background",
+        "icnn/palette.py",
+        '("00", "01", "10")',
+        '("00", "10")',
+        "test_dataset.py::test_skin_and_hair_are_summed_into_the_background_before_arg_max",
+    ),
+    Bug(
+        "letterbox without pixel centres: half a pixel off",
+        AUGMENT,
+        "(np.asarray(points) + 0.5) * self.scale - 0.5 + (self.left, self.top)",
+        "np.asarray(points) * self.scale + (self.left, self.top)",
+        "test_geometry.py::test_a_300_x_200_photograph_goes_to_64_x_64_and_back_with_its_dot_in_place",
+    ),
+    Bug(
+        "patch turned about a pixel, not about its middle",
+        AUGMENT,
+        "        middle = (size - 1) / 2\n        angle",
+        "        middle = size / 2\n        angle",
+        "test_geometry.py::test_a_dot_of_stage_1_lands_in_the_same_place_in_image_and_label",
+    ),
+    Bug(
+        "right sides not mirrored in training",
+        AUGMENT,
+        "        return np.array([[-1, 0, x + middle], [0, 1, y - middle]], np.float64)",
+        "        return np.array([[1, 0, x - middle], [0, 1, y - middle]], np.float64)",
+        "test_batches.py::test_a_right_part_is_trained_on_as_the_left_part_of_the_mirrored_face",
+    ),
+    Bug(
+        "the other side's part labelled in a patch",
+        "icnn/parts.py",
+        "        table[list(self.ids)] = np.arange(1, len(self.ids) + 1)\n",
+        "        table[list(self.ids)] = np.arange(1, len(self.ids) + 1)\n        table[3] = table[1]\n",
+        "test_geometry.py::test_a_patch_knows_its_own_parts_and_takes_the_other_side_for_background",
+    ),
+    Bug(
+        "mean in place of the median",
+        LOCALISE,
+        "np.median(axis) if rule",
+        "np.mean(axis) if rule",
+        "test_geometry.py::test_a_centre_is_the_median_of_each_axis",
+    ),
+    Bug(
+        "maps of right sides pasted without turning them back",
+        LOCALISE,
+        "            p = p[:, :, ::-1]\n",
+        "            pass\n",
+        "test_geometry.py::test_pasting_undoes_cutting",
+    ),
+    Bug(
+        "the last patch wins an overlap",
+        LOCALISE,
+        "(label > 0) & (probability > best[there])",
+        "label > 0",
+        "test_geometry.py::test_the_highest_probability_wins_an_overlap",
+    ),
+    Bug(
+        "mirror ids not swapped",
+        "icnn/parts.py",
+        'Patch("right_eye", "eye", (4,), mirrored=True)',
+        'Patch("right_eye", "eye", (2,), mirrored=True)',
+        "test_pipeline.py",
+    ),
+    Bug(
+        "normalised over the padding too",
+        AUGMENT,
+        "    real = values[inside].astype(np.float32, copy=False)\n",
+        "    real = values.reshape(-1, values.shape[2]).astype(np.float32)\n    inside = np.ones_like(inside)\n",
+        "test_geometry.py::test_padding_is_0_with_label_0_and_weight_0",
+    ),
+    Bug(
+        "sign of beta0",
+        MODULATION,
+        "modulated[:, 0] = beta * modulated[:, 0] + beta0",
+        "modulated[:, 0] = beta * modulated[:, 0] - beta0",
+        "test_modulation.py::test_modulation_touches_the_background_map_alone",
+    ),
+    Bug(
+        "the fit kept although the plain pair is better",
+        MODULATION,
+        "        if f > after:\n",
+        "        if True:\n",
+        "test_modulation.py::test_a_fit_that_does_not_beat_the_plain_pair_is_dropped",
+    ),
+    Bug(
+        "a nose pixel called lip counted once",
+        "icnn/metrics.py",
+        "tp, matrix[:, index].sum() - tp, matrix[index].sum() - tp",
+        "tp, matrix[0, index].sum(), matrix[index].sum() - tp",
+        "test_metrics.py::test_a_nose_pixel_called_lip_is_two_errors_in_micro_and_none_in_union",
+    ),
+    Bug(
+        "left and right not merged",
+        "icnn/metrics.py",
+        '"eye": (2, 4)',
+        '"eye": (2,)',
+        "test_metrics.py::test_a_part_on_the_wrong_side_of_the_face_counts_as_right",
+    ),
+    Bug(
+        "every epoch in the same order",
+        "icnn/batches.py",
+        "ORDER, epoch)",
+        "ORDER, 0)",
+        "test_batches.py::test_an_epoch_later_a_sample_is_drawn_anew",
+    ),
+    Bug(
+        "last weights written where the best were asked for",
+        "icnn/training.py",
+        'if self._train.keep == "best":',
+        "if False:",
+        "test_training.py::test_best_and_last_weights_are_kept_as_configured",
+    ),
+]
+
+
+def check(bug: Bug, tree: Path) -> str:
+    """Plant one bug in the copied tree, run its test, undo it; "" if the test caught it, else what happened."""
+    path = tree / bug.file
+    source = path.read_text()
+    if source.count(bug.right) != 1:
+        return f"stale: its text stands {source.count(bug.right)} times in {bug.file}"
+    path.write_text(source.replace(bug.right, bug.wrong))
+    try:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{bug.test}"]
+        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=600)
+    finally:
+        path.write_text(source)
+    if result.returncode == 1 and " failed" in result.stdout:
+        return ""
+    return f"not caught: pytest exited with {result.returncode}: {result.stdout.strip().splitlines()[-1:]}"
+
+
+def main() -> int:
+    """Check the bugs whose numbers are given, or all."""
+    numbers = [int(text) for text in sys.argv[1:]] or range(1, len(BUGS) + 1)
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, tree / name)
+        for number in numbers:
+            bug = BUGS[number - 1]
+            problem = check(bug, tree)
+            missed += bool(problem)
+            print(f"{number:2} {problem or 'caught'}: {bug.what} ({bug.test})", flush=True)
+    print(f"{len(numbers) - missed} of {len(numbers)} planted bugs caught")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
