@@ -12,19 +12,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from measure import Peak, cores, machine
 
-from icnn.command import Parser, positive, progress, run
+from icnn.command import Parser, existing_folder, positive, progress, run
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
 from minicnn.checkpoint import atomic_path
-from minicnn.kernels import get_backend
+from minicnn.kernels import choose_backend, get_backend
 from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 
@@ -34,6 +34,7 @@ KERNELS = {
     "weight_gradient": "conv2d_backward_weights",
 }
 ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a call
+SCALING = 0.8  # least share of the ideal gain by more threads at which their rows are taken at face value
 SHORT = 2e8  # FLOP; shorter calls are repeated, so that the clock's steps do not matter
 
 
@@ -136,9 +137,16 @@ def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int
     return Contender(name, kernels.threads, calls, lambda: kernels.download(signal))
 
 
-def torch_contender(layout: str, convolutions: Sequence[Convolution], batch: int) -> Contender:
+def find_torch() -> ModuleType | None:
+    """PyTorch, None where it is not installed or cannot be loaded."""
+    try:
+        return importlib.import_module("torch")
+    except (ImportError, OSError):  # OSError: one of its libraries does not load
+        return None
+
+
+def torch_contender(torch: ModuleType, layout: str, convolutions: Sequence[Convolution], batch: int) -> Contender:
     """PyTorch's own kernels without autograd; `layout` is "default" or "channels_last"."""
-    torch = importlib.import_module("torch")
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     backward = torch.ops.aten.convolution_backward
     calls: Calls = {}
@@ -291,9 +299,31 @@ def format_rows(rows: Iterable[dict]) -> str:
     )
 
 
+def format_peaks(samples: Samples, threads: Sequence[int]) -> str:
+    """The peaks, and a note where more threads did not get more cores."""
+    lines = [f"peak of multiply-adds, threads {count}: {samples.peak(count):.0f} GFLOP/s" for count in threads]
+    least, most = min(threads), max(threads)
+    gain = samples.peak(most) / samples.peak(least)
+    if gain < SCALING * most / least:
+        lines.append(
+            f"note: the peak of {most} threads is {gain:.2f} times that of {least}: the threads had no core each, "
+            f"so the rows of {most} threads say little"
+        )
+    return "\n".join(lines)
+
+
+def result_file(text: str) -> Path:
+    """Argument type: a file to write, checked now and not after minutes of measuring."""
+    path = Path(text)
+    if path.is_dir():
+        raise ArgumentTypeError(f"{text}: expected a file to write, found a folder")
+    existing_folder(str(path.parent))
+    return path
+
+
 def thread_counts(text: str) -> list[int]:
     """Argument type: whole numbers from 1 to the number of cores, with commas."""
-    counts = [positive(part) for part in text.split(",")]
+    counts = sorted({positive(part) for part in text.split(",")})
     if max(counts) > cores():
         raise ArgumentTypeError(f"expected at most {cores()} threads, as many as cores, got {text!r}")
     return counts
@@ -306,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Time every distinct convolution of the five networks, forward and both gradients, "
         "beside the CPU's peak of multiply-adds and, if it is installed, PyTorch.",
     )
-    parser.add_argument("--backend", default="numba", help="numpy, numba or cupy, or several with commas")
+    parser.add_argument("--backend", default="numba", help="auto, numpy, numba or cupy, or several with commas")
     parser.add_argument(
         "--threads",
         type=thread_counts,
@@ -315,25 +345,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="numbers of CPU threads (default: 1 and all cores)",
     )
     parser.add_argument("--batch", type=positive, default=10, metavar="N", help="images (default: 10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--quick", action="store_true", help="one layer and two rounds: does it run?")
     options = parser.parse_args(argv)
-    backends = options.backend.split(",")
+    backends = list(dict.fromkeys(choose_backend(name)[0] for name in options.backend.split(",")))
     convolutions = distinct_convolutions()
     if options.quick:
         convolutions = [c for c in convolutions if c.input_gradient][-1:]
     cases = [Case(c, direction) for c in convolutions for direction in c.directions]
     contenders = [backend_contender(name, convolutions, options.batch) for name in backends]
-    if find_spec("torch"):
+    if torch := find_torch():
         layouts = "default", "channels_last"
-        contenders += [torch_contender(layout, convolutions, options.batch) for layout in layouts]
+        contenders += [torch_contender(torch, layout, convolutions, options.batch) for layout in layouts]
     rounds, pause = (2, 0.0) if options.quick else (ROUNDS, PAUSE)
     samples = measure(cases, contenders, options.threads, options.batch, rounds, pause)
     rows = make_rows(samples, cases, backends, options.threads, options.batch)
     peak = samples.peak(max(options.threads))
     print(machine())
-    for count in options.threads:
-        print(f"peak of multiply-adds, threads {count}: {samples.peak(count):.0f} GFLOP/s")
+    print(format_peaks(samples, options.threads))
     print(format_rows(rows + make_totals(rows, samples)))
     if options.json:
         figures = {"machine": machine(), "peak_gflops": peak, "rows": rows}

@@ -5,12 +5,15 @@ import platform
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's packages, installed or not
 
 from minicnn.kernels import get_backend
 from minicnn.kernels.simd import VECTOR_BYTES, lanes

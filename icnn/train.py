@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         splits = load_splits(config)
         signals.check()
         for name in NETWORKS:
-            train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
+            done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
+            print(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}", flush=True)
         pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
         fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
         _store_pairs(the_run, fits)

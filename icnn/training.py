@@ -30,7 +30,7 @@ def train_network(
     run: Run,
     backend: str,
     signals: Signals,
-) -> None:
+) -> Progress:
     """Train one network and write its weights; goes on from the run's state if there is one.
 
     Raises
@@ -43,7 +43,7 @@ def train_network(
         After a signal; the run's state is that of this very step.
     """
     if (state := run.load_state(name)) is not None and state[1].finished:
-        return
+        return state[1]
     train, augment = config.for_network(name)
     samples = samples_of(name, faces, train.centre)
     validation = validation_batch(samples_of(name, validation_faces, train.centre), train)
@@ -52,8 +52,9 @@ def train_network(
         trainer.restore(*state)
     batches = Batches(name, samples, train, augment, config.seed)
     metadata = {"layout": _layout(faces, train.centre)} if name == "stage1" else {}
-    trainer.train(batches, signals)
+    done = trainer.train(batches, signals)
     trainer.plan.save(run.weights_path(name), **metadata)
+    return done
 
 
 def _layout(faces: Sequence[Face], rule: str) -> str:
@@ -98,7 +99,7 @@ class Trainer:
         self.plan.restore(tensors, progress.step)
         self._run.forget_log(self._name, progress.step)
 
-    def train(self, batches: Batches, signals: Signals) -> None:
+    def train(self, batches: Batches, signals: Signals) -> Progress:
         """Run to the last step or until a stopping rule applies; then the plan holds the weights to keep."""
         progress, steps = self._progress, self._train.steps
         if progress.step == 0:
@@ -125,6 +126,7 @@ class Trainer:
             self.plan.restore({**self.plan.state(), "values": self._best}, progress.step)
         progress.finished = True
         self._save()
+        return progress
 
     def _step(self, batch: Batch) -> None:
         loss = float(self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights))

@@ -307,7 +307,17 @@ class Plan:
         }
 
     def restore(self, state: dict[str, np.ndarray], step_count: int) -> None:
-        """Put back what `state` returned."""
-        self._kernels.upload(self._store.flat, state["values"])
-        self._kernels.upload(self._store.flat_velocity, state["velocity"])
+        """Put back what `state` returned.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are another network's; nothing is changed then.
+        """
+        buffers = {"values": self._store.flat, "velocity": self._store.flat_velocity}
+        for name, buffer in buffers.items():
+            if state[name].shape != buffer.shape:
+                raise ValueError(f"expected {name} of shape {buffer.shape}, got {state[name].shape}")
+        for name, buffer in buffers.items():
+            self._kernels.upload(buffer, state[name])
         self.step_count = step_count

@@ -138,7 +138,7 @@ def test_a_file_that_does_not_fit_is_named_and_changes_nothing(broken, tmp_path)
 
 
 def test_weights_of_a_dtype_that_numpy_lacks_are_named(tmp_path):
-    """bfloat16, as other frameworks write it: four tensors of two bytes a number, by hand."""
+    """bfloat16, as other frameworks write it: one tensor of two bytes a number, by hand."""
     header = b'{"output/conv/bias":{"dtype":"BF16","shape":[3],"data_offsets":[0,6]}}'
     path = tmp_path / "half.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))

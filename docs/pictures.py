@@ -1,0 +1,32 @@
+"""Draw the README's picture: ``python docs/pictures.py RUN`` with a run on synthetic faces."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from icnn.pipeline import load_pipeline
+from icnn.report import overlay
+from icnn.synthetic import synthetic_faces
+
+COLUMNS = 7
+
+
+def main(run: str) -> None:
+    """Photograph, parse and truth of the first test faces, one above the other, into docs/faces.png."""
+    faces = synthetic_faces(COLUMNS, 0, "testing")
+    parsed = load_pipeline(run, "numba", COLUMNS).parse([face.image for face in faces])
+    rows = [
+        [face.image for face in faces],
+        [overlay(face.image, labels) for face, labels in zip(faces, parsed, strict=True)],
+        [overlay(face.image, face.labels()) for face in faces],
+    ]
+    sheet = Image.fromarray(np.vstack([np.hstack(row) for row in rows]))
+    sheet.resize((sheet.width * 5 // 8, sheet.height * 5 // 8), Image.Resampling.LANCZOS).quantize(128).save(
+        Path(__file__).parent / "faces.png", optimize=True
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
