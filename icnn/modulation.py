@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 Pair = tuple[float, float]
 
@@ -114,7 +115,8 @@ def fit_modulation(soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, 
     before = hard_f(PLAIN)
     candidates: list[Pair] = []
     if method == "lbfgsb":
-        candidates = _climb(soft_f)
+        with threadpool_limits(1, "blas"):  # many short calls: its threads would spin longer than they work
+            candidates = _climb(soft_f)
     elif method == "neldermead":
         found = minimize(
             lambda pair: -hard_f((pair[0], pair[1])),
