@@ -17,7 +17,9 @@ ROOT = Path(minicnn.__file__).parents[1]
 # fmt: off
 ORDER = [
     "minicnn.kernels",
-    "minicnn.kernels.reference", "minicnn.kernels.jit", "minicnn.kernels.simd", "minicnn.kernels.cpu_convolution", "minicnn.kernels.cpu", "minicnn.kernels.gpu",
+    "minicnn.kernels.reference",
+    "minicnn.kernels.jit", "minicnn.kernels.simd", "minicnn.kernels.cpu_convolution", "minicnn.kernels.cpu",
+    "minicnn.kernels.gpu",
     "minicnn.layers",
     "minicnn.graph",
     "minicnn.memory", "minicnn.parameters", "minicnn.loss", "minicnn.sgd", "minicnn.checkpoint",
