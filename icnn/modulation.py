@@ -19,7 +19,7 @@ Pair = tuple[float, float]
 
 PLAIN: Pair = (1.0, 0.0)
 BOUNDS = ((0.05, 20.0), (-20.0, 20.0))
-SHARPNESS = (1.0, 2.0, 4.0, 8.0)
+SHARPNESS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 #: First pairs of the search.
 STARTS: tuple[Pair, ...] = (PLAIN, (1.0, 1.0), (1.0, -1.0), (1.5, 0.0))
 #: Where the released program's search begins: Nelder-Mead on the hard F.

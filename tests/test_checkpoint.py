@@ -181,6 +181,19 @@ def test_the_file_appears_when_the_block_ends(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_who_reads_the_old_file_reads_it_to_its_end(tmp_path):
+    """The new file takes the old one's name, not its place on the disk."""
+    path, plan = tmp_path / "x.safetensors", small_plan()
+    plan.save(path)
+    before = path.read_bytes()
+    plan.parameters["output/conv/bias"][...] = 5
+    with path.open("rb") as reader:
+        start = reader.read(100)
+        plan.save(path)
+        assert start + reader.read() == before
+    assert path.read_bytes() != before
+
+
 def test_tensors_that_are_not_contiguous_keep_their_order(tmp_path):
     turned = np.arange(12.0).reshape(3, 4).T
     save_tensors(tmp_path / "x.safetensors", {"turned": turned}, {"step": 7})

@@ -27,14 +27,16 @@ class Task:
     ----------
     labels : int
     seed : int
+    scale : float
+        Of the logits; the labels' noise stays.
     """
 
-    def __init__(self, labels, seed=0, images=6, size=32):
+    def __init__(self, labels, seed=0, images=6, size=32, scale=4.0):
         rng = np.random.default_rng(seed)
         fields = rng.normal(size=(images, labels, size, size))
         fields = np.stack([gaussian_filter(field, (0, 4, 4)) for field in fields])
         fields /= fields.std()
-        self.logits = (4 * fields).astype(np.float32)
+        self.logits = (scale * fields).astype(np.float32)
         self.truth = (self.logits + rng.normal(0, 1.0, self.logits.shape)).argmax(1)
         self.inside = np.ones(self.truth.shape, bool)
         self.inside[0, :, : size // 4] = False  # a patch across the image's border
@@ -152,6 +154,14 @@ def test_the_fitted_pair_is_within_a_thousandth_of_the_best(labels, a, b):
     assert task.hard_f(task.logits, PLAIN) > 0.7, "a task that can be solved"
     assert fit.after > task.best(logits, a, b) - 0.001
     assert fit.after == task.hard_f(logits, fit.pair) and fit.before == task.hard_f(logits, PLAIN)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_fitted_pair_is_as_good_for_a_network_that_is_unsure(seed):
+    """Small logits: the stand-in must be sharpened further before it is the hard F."""
+    task = Task(2, seed, size=48, scale=1.0)
+    logits = task.distorted(0.4, -2.0)
+    assert task.fit(logits).after > task.best(logits, 0.4, -2.0) - 0.001
 
 
 @pytest.mark.parametrize("a, b", DISTORTIONS)

@@ -1,6 +1,7 @@
 """Pipeline: do two stages of networks that are known to be right, mirrored or lost give the map they should?"""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from icnn.evaluation import CONDITIONS, HardF, evaluate, fit_pairs, soft_objecti
 from icnn.localise import DEFAULT_LAYOUT, network_input, part_centres, patch_origin
 from icnn.metrics import MEASURES, confusion, f_measures
 from icnn.modulation import PLAIN, probabilities
+from icnn.network import icnn_graph
 from icnn.palette import MIRRORED
 from icnn.parts import NETWORKS, PATCHES, STAGE2
 from icnn.pipeline import PatchLogits, Pipeline, load_pipeline, predictor
+from minicnn import Plan
+from minicnn.checkpoint import load_tensors, save_tensors
 
 #: Colour of each kind of part, by which a stub network knows it: a normalised channel is positive where it is lit.
 COLOURS = {
@@ -374,8 +378,90 @@ def test_a_plan_is_fed_a_batch_at_a_time_and_its_results_are_copied(count, sizes
     assert plan.sizes == sizes
 
 
-def test_weights_that_are_not_there_are_a_users_mistake(tmp_path):
-    with pytest.raises(InputError, match="expected a folder with weights"):
+LAYOUT = np.arange(12.0).reshape(6, 2) / 16
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A RUN folder whose five networks have first weights, and pairs and a layout of their own."""
+    run = tmp_path_factory.mktemp("run")
+    (run / "weights").mkdir()
+    for seed, (name, network) in enumerate(NETWORKS.items()):
+        plan = Plan(icnn_graph(network.labels, network.size), 1, seed=seed, threads=1)
+        about = {"layout": json.dumps(LAYOUT.tolist())} if name == "stage1" else {}
+        plan.save(run / "weights" / f"{name}.safetensors", beta=1 + seed, beta0=-seed, **about)
+    return run
+
+
+def test_weights_are_loaded_with_their_pairs_and_layout(saved):
+    image = np.random.default_rng(12).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    expected = Plan(icnn_graph(2, 64), 1, seed=2, threads=1).forward(image)
+    for folder in (saved, saved / "weights"):
+        pipeline = load_pipeline(folder, "numpy", 1, threads=1)
+        assert pipeline.pairs == {"eyebrow": (2, -1), "eye": (3, -2), "nose": (4, -3), "mouth": (5, -4)}
+        np.testing.assert_array_equal(pipeline.layout, LAYOUT)
+        assert (pipeline.networks["eye"](image) == expected).all()
+
+
+def test_weights_without_pairs_or_layout_leave_the_defaults(saved, tmp_path):
+    for name in NETWORKS:
+        tensors, metadata = load_tensors(saved / "weights" / f"{name}.safetensors")
+        save_tensors(tmp_path / f"{name}.safetensors", tensors, {"preset": metadata["preset"]})
+    pipeline = load_pipeline(tmp_path, "numpy", 1, threads=1)
+    assert pipeline.pairs == dict.fromkeys(STAGE2, PLAIN)
+    np.testing.assert_array_equal(pipeline.layout, DEFAULT_LAYOUT)
+
+
+def no_weights(path):
+    path.unlink()
+
+
+def half_of_the_file(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def a_text(path):
+    path.write_text("weights", encoding="utf-8")
+
+
+def another_networks_weights(path):
+    path.write_bytes((path.parent / "mouth.safetensors").read_bytes())
+
+
+def with_metadata(**changes):
+    def damage(path):
+        tensors, metadata = load_tensors(path)
+        save_tensors(path, tensors, {key: value for key, value in (metadata | changes).items() if value})
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        no_weights,
+        half_of_the_file,
+        a_text,
+        another_networks_weights,
+        pytest.param(with_metadata(preset="mine"), id="unknown preset"),
+        pytest.param(with_metadata(preset=""), id="no preset"),
+        pytest.param(with_metadata(beta="much"), id="beta in words"),
+        pytest.param(with_metadata(layout="[[0.5, 0.5]]"), id="layout of one part"),
+        pytest.param(with_metadata(layout="here"), id="layout in words"),
+    ],
+)
+@pytest.mark.parametrize("name", ["stage1", "nose"])
+def test_weights_that_cannot_be_used_are_named_in_one_line(damage, name, saved, tmp_path):
+    folder = shutil.copytree(saved / "weights", tmp_path / "weights")
+    damage(folder / f"{name}.safetensors")
+    with pytest.raises(InputError) as caught:
+        load_pipeline(folder, "numpy", 1, threads=1)
+    text = str(caught.value)
+    assert text.startswith(f"{folder / name}.safetensors: ") and "\n" not in text
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(InputError, match="nowhere: expected a folder with weights"):
         load_pipeline(tmp_path / "nowhere", "numpy", 1)
     with pytest.raises(InputError, match=r"stage1\.safetensors"):
         load_pipeline(tmp_path, "numpy", 1)
