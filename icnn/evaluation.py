@@ -132,8 +132,7 @@ class HardF:
     def __init__(self, network: str, truths: Sequence[np.ndarray], patches: PatchLogits):
         self._numbers = _numbers(network)
         self._measures = NETWORKS[network].measures
-        ids = [part for number in self._numbers for part in PATCHES[number].ids]
-        self._truths = [np.where(np.isin(truth, ids), truth, 0) for truth in truths]
+        self._truths = truths
         self._patches = patches
 
     def __call__(self, pair: Pair) -> float:

@@ -155,10 +155,14 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
                 raise CheckpointError(f"{path}: expected a preset of {', '.join(PRESETS)} inside, got {preset!r}")
             plan = Plan(icnn_graph(network.labels, network.size, preset), batch, backend, threads=threads)
             plan.load(path)
+            if metadata.get("network", name) != name:
+                raise CheckpointError(f"{path}: expected weights of {name}, got those of {metadata['network']}")
             pairs[name] = float(metadata.get("beta", 1)), float(metadata.get("beta0", 0))
             if "layout" in metadata:
                 layout = np.array(json.loads(metadata["layout"]), np.float64).reshape(len(PATCHES), 2)
-        except (CheckpointError, ValueError) as error:
+            if not np.isfinite([*pairs[name], *layout.ravel()]).all():
+                raise CheckpointError(f"{path}: expected finite beta, beta0 and layout")
+        except (CheckpointError, TypeError, ValueError) as error:
             text = str(error)
             raise InputError(text if str(path) in text else f"{path}: {text}") from None
         networks[name] = predictor(plan)

@@ -51,7 +51,9 @@ def train_network(
     if state is not None:
         trainer.restore(*state)
     batches = Batches(name, samples, train, augment, config.seed)
-    metadata = {"layout": _layout(faces, train.centre)} if name == "stage1" else {}
+    metadata = {"network": name}
+    if name == "stage1":
+        metadata["layout"] = _layout(faces, train.centre)
     done = trainer.train(batches, signals)
     trainer.plan.save(run.weights_path(name), **metadata)
     return done

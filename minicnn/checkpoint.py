@@ -52,7 +52,7 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[s
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy lacks, such as bfloat16
-        reason = str(error).splitlines()[0]
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise CheckpointError(f"{path}: expected a safetensors file, but {reason}") from None
 
 

@@ -448,6 +448,10 @@ def with_metadata(**changes):
         pytest.param(with_metadata(beta="much"), id="beta in words"),
         pytest.param(with_metadata(layout="[[0.5, 0.5]]"), id="layout of one part"),
         pytest.param(with_metadata(layout="here"), id="layout in words"),
+        pytest.param(with_metadata(layout="{}"), id="layout of nothing"),
+        pytest.param(with_metadata(layout=str([["NaN", 0.5]] * 6).replace("'", "")), id="layout that is nowhere"),
+        pytest.param(with_metadata(beta="nan"), id="beta that is no number"),
+        pytest.param(with_metadata(network="eye"), id="a network of the same shape"),
     ],
 )
 @pytest.mark.parametrize("name", ["stage1", "nose"])
