@@ -35,6 +35,7 @@ KERNELS = {
 }
 ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a call
 SCALING = 0.8  # least share of the ideal gain by more threads at which their rows are taken at face value
+WARM = 0.01  # s of calls before the clock starts: a sleeping thread is late by up to a tick of the scheduler
 SHORT = 2e8  # FLOP; shorter calls are repeated, so that the clock's steps do not matter
 
 
@@ -192,10 +193,13 @@ class Samples:
 
 
 def time_call(contender: Contender, case: Case, batch: int, pause: float) -> float:
-    """Seconds of one call, after one that warms the caches."""
+    """Seconds of one call, after others that warm the caches and wake the threads."""
     call, repeats = contender.calls[case], max(1, round(SHORT / case.convolution.flops(batch)))
     time.sleep(pause)
+    awake = time.perf_counter() + WARM
     call()
+    while time.perf_counter() < awake:
+        call()
     contender.finish()
     start = time.perf_counter()
     for _ in range(repeats):

@@ -22,7 +22,7 @@ _LANES = lanes(4)
 #: Independent sums: enough to hide a multiply-add's latency (two a cycle, 4 cycles each), and few enough for
 #: 16 registers.
 _SUMS = (8, 10, 12)
-_TASKS, _LOOPS = 16, 20_000  # a few milliseconds; tasks so small that threads can share them evenly
+_TASKS, _LOOPS = 16, 100_000  # some 4 ms; tasks so small that threads can share them evenly
 
 
 @intrinsic(prefer_literal=True)
@@ -84,7 +84,7 @@ class Peak:
         rates = []
         with self._threads(threads):
             for sums, loop in self._loops.items():
-                loop(self._results, self._values, 100)  # wakes the threads
+                loop(self._results, self._values, _LOOPS)  # wakes the threads, which takes milliseconds
                 start = time.perf_counter()
                 loop(self._results, self._values, _LOOPS)
                 seconds = time.perf_counter() - start
