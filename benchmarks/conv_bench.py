@@ -35,7 +35,7 @@ KERNELS = {
 }
 ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a call
 SCALING = 0.8  # least share of the ideal gain by more threads at which their rows are taken at face value
-WARM = 0.01  # s of calls before the clock starts: a sleeping thread is late by up to a tick of the scheduler
+WARM = 0.01  # s of calls before the clock starts: a thread that slept may be milliseconds late
 SHORT = 2e8  # FLOP; shorter calls are repeated, so that the clock's steps do not matter
 
 

@@ -129,7 +129,9 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> tuple[np.ndarray,
     return values, inside
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+# Strict arithmetic (no fastmath): code that Numba loads from its cache need not be fused as that of the process which
+# compiled it was, and the same seed must give the same bits.
+@njit(cache=True, nogil=True, error_model="numpy")
 def _warp(values, inside, pixels, matrix, grid):
     height, width, channels = pixels.shape
     for i in range(values.shape[0]):
@@ -161,7 +163,7 @@ def _is_inside(x, y, width, height):
     return -edge < x < width - 1 + edge and -edge < y < height - 1 + edge
 
 
-@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+@njit(cache=True, nogil=True, error_model="numpy")
 def _add_bilinear(total, pixels, x, y):
     """total += pixels at (x, y), the border pixels continued by half a pixel."""
     height, width, channels = pixels.shape

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ from icnn.synthetic import synthetic_faces
 from icnn.training import Trainer, schedule_of, train_network, validation_scores
 from minicnn.checkpoint import load_tensors
 
+ROOT = Path(__file__).parents[1]
 SETTINGS = ["train.batch=2", "train.steps=6", "train.validate_every=2", "train.lr=0.01"]
 
 
@@ -199,3 +204,32 @@ def test_a_log_line_cut_off_by_a_kill_is_dropped(tmp_path):
     with (run.folder / "log.jsonl").open("a") as file:
         file.write('{"network": "ey')
     assert run.read_log() == [{"network": "eye", "step": 1}]
+
+
+ONE_STEP = """
+import hashlib, sys
+import numpy as np
+from icnn.batches import Batches, samples_of
+from icnn.config import Augment, Train
+from icnn.network import icnn_graph
+from icnn.synthetic import synthetic_faces
+from minicnn import SGD, Plan
+
+train = Train(batch=2)
+batch = Batches("eye", samples_of("eye", synthetic_faces(2, 0, "exemplars")), train, Augment(), 0).make(0)
+plan = Plan(icnn_graph(2, 64), 2, "numba", seed=0)
+plan.step(batch.images, batch.labels, SGD(0.01, 0.9, True, 1e-5), batch.weights)
+print(hashlib.sha256(np.concatenate([batch.images.ravel(), plan.state()["values"]]).tobytes()).hexdigest())
+"""
+
+
+def test_freshly_compiled_code_and_code_from_the_cache_give_the_same_bits(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", ONE_STEP]
+    cold, warm = (
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        for _ in range(2)
+    )
+    assert cold.returncode == 0, cold.stderr
+    assert any((tmp_path / "cache").rglob("*.nbc"))
+    assert warm.stdout == cold.stdout

@@ -53,17 +53,21 @@ def _plane_size(h: int, w: int, k: int, itemsize: int) -> int:
     return _positions(h, w, k, itemsize) + reach
 
 
-def _tile_filters(filters: int) -> int:
-    """Filters of a tile: the fewest empty rows in the last one, then the largest tile."""
-    most = TILE_REGISTERS // (TILE_VECTORS + 1)
-    sizes = range(min(filters, most, 4), min(filters, most) + 1)
+def _block(filters: int, most: int) -> int:
+    """Filters of a tile, at most `most`: the fewest empty rows in the last tile, then the largest tile."""
+    sizes = range(min(filters, (most + 1) // 2), min(filters, most) + 1)
     return min(sizes, key=lambda size: (-(-filters // size) * size, -size))
 
 
-def _tile_taps(k: int) -> tuple[int, int]:
+def _tile_filters(filters: int) -> int:
+    """Filters of a correlation tile, each with TILE_VECTORS sums."""
+    return _block(filters, TILE_REGISTERS // (TILE_VECTORS + 1))
+
+
+def _tile_taps(k: int, filters: int) -> tuple[int, int]:
     """Window columns and filters of a weight-gradient tile: as many sums as registers."""
     taps = min(k, 9)
-    return taps, max(1, TILE_REGISTERS // taps)
+    return taps, _block(filters, max(1, TILE_REGISTERS // taps))
 
 
 def convolution_scratch(kernel: str, **size: int) -> int:
@@ -71,7 +75,7 @@ def convolution_scratch(kernel: str, **size: int) -> int:
     n, c, o, h, w, k = (size[letter] for letter in "NCOHWK")
     planes = n * (c + o) * _plane_size(h, w, k, 4)
     if kernel == "conv2d_backward_weights":
-        taps, block = _tile_taps(k)
+        taps, block = _tile_taps(k, o)
         return planes + n * block * _plane_size(h, w, k, 4) + -(-o // block) * c * _sums_size(k, taps, block)
     filters = o if kernel == "conv2d_forward" else c
     padded = filters + 9
@@ -264,7 +268,7 @@ def conv2d_backward_weights(dw, db, dy, x, s):
     """dw = dy correlated with x over all images; db = dy summed over images and pixels."""
     n, c, h, width = x.shape
     o, k, itemsize = dw.shape[0], dw.shape[2], dw.itemsize
-    taps, size = _tile_taps(k)
+    taps, size = _tile_taps(k, o)
     blocks = -(-o // size)
     plane_size = _plane_size(h, width, k, itemsize)
     planes, s = _split(s, n, c, plane_size)
