@@ -25,6 +25,10 @@ from minicnn.checkpoint import load_tensors, save_tensors
 from minicnn.kernels import choose_backend
 
 
+#: Training and validation images of the paper (Sec. 4.1).
+PAPER_SPLIT = (2000, 230)
+
+
 class Splits(NamedTuple):
     """Faces to train on, to validate on and to evaluate, and a sentence that says where they come from."""
 
@@ -111,6 +115,8 @@ def load_splits(config: Config) -> Splits:
             f"photographs in {Path(config.data).name}: {len(exemplars)} to train on, {len(tuning)} to validate on, "
             f"F from {len(evaluated)} of {split}"
         )
+        if (len(exemplars), len(tuning)) != PAPER_SPLIT:
+            source += "; not the paper's split, so its figures are a yardstick, not a comparison"
         return Splits(exemplars, tuning, evaluated, source)
     counts = config.synthetic
     drawn = {
