@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from icnn.config import Config, load_config, save_config
+from icnn.config import Config, save_config
 from icnn.errors import InputError
 from minicnn.checkpoint import atomic_path, load_tensors, save_tensors
 
@@ -46,15 +46,15 @@ class Run:
     Parameters
     ----------
     folder : Path
-        Made by `create`, or of an earlier training.
+        Made by `open`, or of an earlier training.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     @classmethod
-    def create(cls, folder: Path | None, config: Config) -> "Run":
-        """Make a new run folder (default runs/<date-time>) with its config.toml.
+    def new(cls, folder: Path | None) -> "Run":
+        """A run in a folder that is yet to be made (default runs/<date-time>).
 
         Raises
         ------
@@ -64,32 +64,26 @@ class Run:
         folder = folder or Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: expected a new or empty folder; --resume {folder} goes on with a training")
-        run = cls(folder)
-        for part in (folder, folder / "weights", folder / "state"):
-            part.mkdir(parents=True, exist_ok=True)
-        run.save_config(config)
-        return run
+        return cls(folder)
 
-    @classmethod
-    def resume(cls, folder: Path, assignments: list[str]) -> tuple["Run", Config]:
-        """Open an earlier run, with its own settings and the KEY=VALUE texts on top.
+    @property
+    def config_path(self) -> Path:
+        """Where the settings of an earlier training lie.
 
         Raises
         ------
         InputError
             If the folder is no run.
         """
-        if not (folder / "config.toml").is_file():
-            raise InputError(f"{folder}: expected the folder of a training with its config.toml, found none")
-        config = load_config(folder / "config.toml", assignments)
-        run = cls(folder)
-        for part in (folder / "weights", folder / "state"):
-            part.mkdir(exist_ok=True)
-        run.save_config(config)
-        return run, config
+        path = self.folder / "config.toml"
+        if not path.is_file():
+            raise InputError(f"{self.folder}: expected the folder of a training with its config.toml, found none")
+        return path
 
-    def save_config(self, config: Config) -> None:
-        """Write config.toml."""
+    def open(self, config: Config) -> None:
+        """Make what is missing of the folder, and write config.toml."""
+        for part in (self.folder, self.folder / "weights", self.folder / "state"):
+            part.mkdir(parents=True, exist_ok=True)
         with atomic_path(self.folder / "config.toml") as path:
             save_config(config, path)
 

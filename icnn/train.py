@@ -24,7 +24,6 @@ from icnn.training import train_network
 from minicnn.checkpoint import load_tensors, save_tensors
 from minicnn.kernels import choose_backend
 
-
 #: Training and validation images of the paper (Sec. 4.1).
 PAPER_SPLIT = (2000, 230)
 
@@ -40,13 +39,18 @@ class Splits(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``--help``."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.resume and (options.out or options.config):
+        parser.error("--resume RUN has its own folder and settings: leave out --out, --config")
     with Signals() as signals:
-        the_run, config = _open_run(options)
+        the_run = Run(options.resume) if options.resume else Run.new(options.out)
+        config = _settings(options, the_run)
         backend, reason = choose_backend(options.backend)
         print(f"{the_run.folder}: {reason}", flush=True)
         splits = load_splits(config)
         signals.check()
+        the_run.open(config)  # nothing is written before all that a user can get wrong is checked
         for name in NETWORKS:
             done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
             print(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}", flush=True)
@@ -81,26 +85,16 @@ def _parser() -> Parser:
     return parser
 
 
-def _open_run(options) -> tuple[Run, Config]:
-    """The run folder and its settings; options given on the command line win over the configuration."""
-    if options.resume and (options.out or options.config):
-        Parser(prog="python -m icnn.train").error(
-            "--resume RUN has its own folder and settings: leave out --out, --config"
-        )
-    if options.resume:
-        the_run, config = Run.resume(options.resume, options.set)
-    else:
-        the_run, config = None, load_config(options.config, options.set)
+def _settings(options, the_run: Run) -> Config:
+    """The settings of the run; options given on the command line win over the configuration."""
+    config = load_config(the_run.config_path if options.resume else options.config, options.set)
     if options.data:
         config = replace(config, data=str(options.data.resolve()))
     if options.threads:
         config = replace(config, threads=options.threads)
     if options.final:
         config = replace(config, evaluate=replace(config.evaluate, split="testing"))
-    if the_run is None:
-        return Run.create(options.out, config), config
-    the_run.save_config(config)
-    return the_run, config
+    return config
 
 
 def load_splits(config: Config) -> Splits:

@@ -246,6 +246,7 @@ def test_a_bad_photograph_stops_a_training_before_it_starts_and_is_named(tmp_pat
     photograph = folder / "images" / f"{name}.jpg"
     photograph.write_bytes(photograph.read_bytes()[:500])
     refused(icnn.train, ["--data", folder, "--out", tmp_path / "run", *TINY], capsys, photograph)
+    assert not (tmp_path / "run").exists(), "the same command must work once the photograph is mended"
 
 
 @pytest.mark.filterwarnings("default")

@@ -44,7 +44,14 @@ def faces():
 
 def start(folder, *settings):
     config = load_config(None, [*SETTINGS, *settings])
-    return Run.create(folder, config), config
+    run = Run.new(folder)
+    run.open(config)
+    return run, config
+
+
+def resume(folder, *settings):
+    run = Run(folder)
+    return run, load_config(run.config_path, list(settings))
 
 
 def train(run, config, faces, backend="numba", signals=None, network="eye"):
@@ -63,7 +70,7 @@ def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, faces, bac
     with pytest.raises(StopError):
         train(broken, config, faces, backend, SignalAfter(looks))
     assert broken.load_state("eye")[1].step == looks
-    resumed, config = Run.resume(broken.folder, [])
+    resumed, config = resume(broken.folder)
     train(resumed, config, faces, backend)
     for name, tensor in weights(whole).items():
         np.testing.assert_array_equal(tensor, weights(resumed)[name])
@@ -77,7 +84,7 @@ def test_a_state_older_than_the_log_does_not_leave_lines_twice(tmp_path, faces):
     save = run.save_state
     run.save_state = lambda *arguments: kept.append(arguments[2].step) or (save(*arguments) if len(kept) < 3 else None)
     train(run, config, faces)  # a kill after the last log line: the state on disk is that of step 2
-    again, config = Run.resume(run.folder, [])
+    again, config = resume(run.folder)
     assert again.load_state("eye")[1].step == 2
     train(again, config, faces)
     assert [entry["step"] for entry in again.read_log()] == [2, 4]
@@ -102,7 +109,7 @@ def test_nan_stops_keeps_the_last_good_state_and_says_what_to_try(tmp_path, face
     assert not run.weights_path("eye").exists()
     tensors, progress = run.load_state("eye")
     assert np.isfinite(tensors["values"]).all()
-    resumed, config = Run.resume(run.folder, ["train.lr=0.01", "train.steps=4"])
+    resumed, config = resume(run.folder, "train.lr=0.01", "train.steps=4")
     train(resumed, config, faces)
     assert np.isfinite(weights(resumed)["output/conv/bias"]).all()
     assert progress.step < 30
