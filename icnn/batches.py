@@ -15,17 +15,21 @@ from icnn.augment import Draw, Letterbox, compose, labels_of, normalise, patch_m
 from icnn.config import Augment, Train
 from icnn.dataset import Face
 from icnn.errors import InputError
-from icnn.localise import network_input, part_centres, patch_origin
+from icnn.localise import cut_patch, part_centres, patch_origin
 from icnn.parts import NETWORKS, PATCHES, Patch
 
 #: First numbers of the spawned seeds, so that no two uses of a run's seed share a stream.
 ORDER, AUGMENT, WEIGHTS = 0, 1, 2
 
 
+def spawned(seed: int, network: str, *use: int) -> np.random.SeedSequence:
+    """The seed of one use of a run's seed: order, augmentation or first weights of one network."""
+    return np.random.SeedSequence(seed, spawn_key=(list(NETWORKS).index(network), *use))
+
+
 def generator(seed: int, network: str, *use: int) -> np.random.Generator:
-    """The generator of one use of a run's seed: order, augmentation or first weights of one network."""
-    key = (list(NETWORKS).index(network), *use)
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+    """The generator of `spawned`."""
+    return np.random.default_rng(spawned(seed, network, *use))
 
 
 class Sample(NamedTuple):
@@ -144,9 +148,7 @@ def validation_batch(samples: Sequence[Sample], train: Train) -> Batch:
             continue
         patch, face = sample.patch, sample.face
         origin = patch_origin(sample.centre, patch.size, face.pixels.shape[:2])
-        plain = patch_matrix(np.add(origin, (patch.size - 1) / 2), patch.size, patch.mirrored)
-        values, inside = warp(face.pixels, plain, patch.size)
+        values, inside = cut_patch(face.pixels, origin, patch)
         labels = patch.to_network_labels()[labels_of(values[..., 3:], inside, train.label_rule)]
-        image = network_input(face.image, origin, patch)
-        made.append((image, labels, inside.astype(np.float32)))
+        made.append((normalise(values[..., :3], inside), labels, inside.astype(np.float32)))
     return Batch(*(np.stack(arrays) for arrays in zip(*made, strict=True)))

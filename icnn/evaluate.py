@@ -1,6 +1,5 @@
 """``python -m icnn.evaluate``: score a folder of weights on faces with labels."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from icnn.dataset import SPLITS, SmithFolder
 from icnn.evaluation import evaluate
 from icnn.pipeline import load_pipeline
 from icnn.report import format_table
-from minicnn.checkpoint import atomic_path
+from icnn.runs import write_json
 from minicnn.kernels import choose_backend
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -51,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = f"photographs in {options.data.resolve().name}, F from {len(faces)} of {options.split}"
     print(format_table(summary, source=source))
     if options.json:
-        with atomic_path(options.json) as path:
-            path.write_text(json.dumps(summary, indent=1) + "\n")
+        write_json(options.json, summary)
     return 0
 
 

@@ -62,10 +62,10 @@ class Evaluation:
         }
 
 
-def true_centres(face: Face, pipeline: Pipeline) -> np.ndarray:
-    """Part centres from the labels, (6, 2); parts that the face does not have are placed as in use."""
-    box = Letterbox.of(face.pixels.shape[0], face.pixels.shape[1], 1)
-    return complete_centres(part_centres(face.labels()), box.to_image(pipeline.layout - 0.5))
+def true_centres(labels: np.ndarray, known: np.ndarray, pipeline: Pipeline) -> np.ndarray:
+    """Centres `known` from true labels (H, W), (6, 2), completed: parts that the face does not have go as in use."""
+    box = Letterbox.of(labels.shape[0], labels.shape[1], 1)
+    return complete_centres(known, box.to_image(pipeline.layout - 0.5))
 
 
 def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Signals) -> Evaluation:
@@ -77,8 +77,8 @@ def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Sig
         images = [face.image for face in chunk]
         truths = [face.labels() for face in chunk]
         located = pipeline.locate(images)
-        actual = np.stack([true_centres(face, pipeline) for face in chunk])
         known = np.stack([part_centres(truth) for truth in truths])
+        actual = np.stack([true_centres(*pair, pipeline) for pair in zip(truths, known, strict=True)])
         errors = np.linalg.norm(located.centres - known, axis=2)
         result.centre_errors = np.concatenate([result.centre_errors, errors])
         result.not_found += (~located.found).sum(0)

@@ -31,6 +31,7 @@ from icnn.charts import (
 )
 from icnn.metrics import MEASURES
 from icnn.palette import COLOURS, PARTS
+from icnn.parts import NETWORKS
 from minicnn.checkpoint import atomic_path
 
 #: Key of `evaluation["crops"]` -> name of its row.
@@ -55,8 +56,6 @@ PAPER_NOTE = (
     "100 test images), not from these data. Its overall stands under overall micro, the metric that it fits; "
     "face skin is left out."
 )
-
-NETWORKS = ("stage1", "eyebrow", "eye", "nose", "mouth")
 
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, whose truth value is ambiguous

@@ -40,6 +40,12 @@ class Progress:
     finished: bool = False
 
 
+def write_json(path: Path, data: object) -> None:
+    """Write `data` as JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+
+
 class Run:
     """One RUN folder; see the README for what lies where.
 
@@ -90,11 +96,6 @@ class Run:
     def weights_path(self, network: str) -> Path:
         """Where the weights of one network lie."""
         return self.folder / "weights" / f"{network}.safetensors"
-
-    def write_json(self, name: str, data: object) -> None:
-        """Write `data` as NAME in the run folder, whole or not at all."""
-        with atomic_path(self.folder / name) as path:
-            path.write_text(json.dumps(data, indent=1) + "\n")
 
     # ---- log.jsonl
 

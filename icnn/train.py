@@ -17,7 +17,7 @@ from icnn.modulation import Fit
 from icnn.parts import NETWORKS, STAGE2
 from icnn.pipeline import Pipeline, load_pipeline
 from icnn.report import format_table, write_report
-from icnn.runs import Run
+from icnn.runs import Run, write_json
 from icnn.showcase import pipeline_example, result_examples
 from icnn.synthetic import synthetic_faces
 from icnn.training import train_network
@@ -158,8 +158,8 @@ def _write_results(
         for name, fit in fits.items()
     }
     details = {"source": splits.source, **result.details(), "baselines": baselines, "modulation": modulation}
-    the_run.write_json("evaluation.json", summary)
-    the_run.write_json("details.json", details)
+    write_json(the_run.folder / "evaluation.json", summary)
+    write_json(the_run.folder / "details.json", details)
     write_report(
         the_run.folder / "report.html",
         title=f"iCNN: {the_run.folder.name}",

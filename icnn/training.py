@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from icnn.augment import Letterbox
-from icnn.batches import WEIGHTS, Batch, Batches, samples_of, validation_batch
+from icnn.batches import WEIGHTS, Batch, Batches, samples_of, spawned, validation_batch
 from icnn.command import NotFiniteError, Signals
 from icnn.config import Config, Train
 from icnn.dataset import Face
@@ -83,8 +83,7 @@ class Trainer:
     def __init__(self, name: str, train: Train, config: Config, run: Run, backend: str, validation: Batch):
         network = NETWORKS[name]
         graph = icnn_graph(network.labels, network.size, config.network.preset)
-        key = (list(NETWORKS).index(name), WEIGHTS)
-        seed = np.random.SeedSequence(config.seed, spawn_key=key)
+        seed = spawned(config.seed, name, WEIGHTS)
         self.plan = Plan(graph, train.batch, backend, seed=seed, threads=config.threads or None)
         self._name = name
         self._train = train

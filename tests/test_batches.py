@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from stubs import Listener
 
 from icnn.augment import Draw
 from icnn.batches import Batches, generator, make_sample, samples_of, validation_batch
@@ -246,17 +247,6 @@ def test_in_a_patch_the_other_sides_part_is_background():
 
 
 # ---------------------------------------------------------------- validation
-
-
-class Listener:
-    """A stub network that keeps what it is given."""
-
-    def __init__(self, labels):
-        self.labels, self.seen = labels, []
-
-    def __call__(self, images):
-        self.seen.append(images)
-        return np.zeros((len(images), self.labels, *images.shape[2:]), np.float32)
 
 
 @pytest.mark.parametrize("network", list(NETWORKS))
