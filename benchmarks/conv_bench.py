@@ -105,6 +105,13 @@ def example(convolution: Convolution, batch: int) -> tuple[np.ndarray, ...]:
     return x, w / k**2, b, dy
 
 
+def make(kernels: ModuleType, array: np.ndarray, halo: int):
+    """An array like this one, as a plan would ask the backend for it."""
+    if array.ndim == 4 and array.shape[2] > 2 * halo + 1:
+        return kernels.planes(array.shape, array.dtype, halo)
+    return kernels.empty(array.shape, array.dtype)
+
+
 def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int) -> Contender:
     """The kernels of a backend, on arrays and scratch made beforehand."""
     kernels = get_backend(name)
@@ -127,8 +134,9 @@ def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int
 
     for convolution in convolutions:
         given = example(convolution, batch)
-        x, w, b, dy = (kernels.empty(array.shape, array.dtype) for array in given)
-        dx, dw, db, y = (kernels.empty(array.shape, array.dtype) for array in given)
+        halo = convolution.window // 2
+        x, w, b, dy = (make(kernels, array, halo) for array in given)
+        dx, dw, db, y = (make(kernels, array, halo) for array in given)
         for target, array in zip((x, w, b, dy), given, strict=True):
             kernels.upload(target, array)
         add(Case(convolution, "forward"), y, x, w, b, s)

@@ -1,15 +1,16 @@
 """When each array of a training step is alive, and which of them may share a buffer.
 
-Time runs over one step of a graph with M nodes::
+Time runs over one step of a graph with M units (`minicnn.schedule`)::
 
-    0 .. M-1      forward of node i at time i
+    0 .. M-1      forward of unit i at time i
     M             loss
     M + 1         gradient of the loss
-    M + 2 ..      backward of node i at time 2 M + 1 - i
+    M + 2 ..      backward of unit i at time 2 M + 1 - i
 
-An array is born when it is first written and dies after its last read. Two
-arrays of one shape whose lives do not overlap get the same buffer. Only equal
-shapes share, since a backend may give each shape a layout of its own.
+An array is born when it is first written and dies after its last read; an
+array in which others lie lives as long as any of them. Two arrays of one shape
+whose lives do not overlap get the same buffer. Only equal shapes share, since
+a backend may give each shape a layout of its own.
 """
 
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 from minicnn.graph import Graph
 from minicnn.layers import Shape
+from minicnn.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -42,37 +44,35 @@ def needs_gradient(graph: Graph, input_gradient: bool = False) -> set[str]:
     return needed
 
 
-def lifetimes(graph: Graph, needed: set[str]) -> dict[str, Life]:
-    """Lives of "activation/NODE" for every node and "gradient/NODE" for those in `needed`."""
-    nodes = list(graph.nodes.values())
-    last = len(nodes) - 1
-    end = 2 * len(nodes) + 1
-
-    def backward_time(index: int) -> int:
-        return end - index
-
-    consumers: dict[str, list[int]] = {node.name: [] for node in nodes}
-    for index, node in enumerate(nodes):
-        for name in node.inputs:
-            consumers[name].append(index)
-
-    lives = {}
-    for index, node in enumerate(nodes):
-        reads = [index, *consumers[node.name]]
-        if node.name in needed and "y" in node.layer.backward_reads:
-            reads.append(backward_time(index))
-        for consumer in consumers[node.name]:
-            if nodes[consumer].name in needed and "x" in nodes[consumer].layer.backward_reads:
-                reads.append(backward_time(consumer))
+def lifetimes(graph: Graph, schedule: Schedule, needed: set[str]) -> dict[str, Life]:
+    """Lives of the arrays "activation/NODE" and "gradient/NODE" that do not lie in another one."""
+    count = len(schedule.units)
+    end = 2 * count + 1
+    lives: dict[str, Life] = {}
+    for name, node in graph.nodes.items():
+        time, readers = schedule.times[name], schedule.consumers[name]
+        reads = [time, *(schedule.times[reader.name] for reader in readers)]
+        if name in needed and "y" in node.layer.backward_reads and name not in schedule.linked:
+            reads.append(end - time)
+        for reader in readers:
+            if reader.name in needed and "x" in reader.layer.backward_reads:
+                reads.append(end - schedule.times[reader.name])
         # images stay for a second forward pass; logits are handed out until the next one
-        kept = index == last or not node.inputs
-        lives[f"activation/{node.name}"] = Life(node.shape, index, end if kept else max(reads))
-        if node.name in needed:
-            written = [backward_time(consumer) for consumer in consumers[node.name] if nodes[consumer].name in needed]
-            birth = len(nodes) + 1 if index == last else min(written)
-            death = backward_time(index) if node.inputs else end
-            lives[f"gradient/{node.name}"] = Life(node.shape, birth, death)
-    return lives
+        kept = node is graph.output or not node.inputs
+        _add(lives, schedule, f"activation/{name}", Life(node.shape, time, end if kept else max(reads)))
+        if name in needed:
+            written = [end - schedule.times[reader.name] for reader in readers if reader.name in needed]
+            birth = count + 1 if node is graph.output else min(written)
+            _add(lives, schedule, f"gradient/{name}", Life(node.shape, birth, end - time if node.inputs else end))
+    return {name: life for name, life in lives.items() if schedule.homes[name][0] == name}
+
+
+def _add(lives: dict[str, Life], schedule: Schedule, name: str, life: Life) -> None:
+    """Note a life for the array and for the one it lies in."""
+    home = schedule.homes[name][0]
+    known = lives.get(home, life)
+    shape = known.shape if home != name else life.shape
+    lives[home] = Life(shape, min(known.birth, life.birth), max(known.death, life.death))
 
 
 def assign_buffers(lives: dict[str, Life], share: bool = True) -> dict[str, int]:

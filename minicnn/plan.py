@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.checkpoint import check_fit, load_tensors, save_tensors
-from minicnn.graph import Graph
+from minicnn.graph import Graph, Node
 from minicnn.kernels import get_backend
+from minicnn.layers import Concat, Conv2D, Shape
 from minicnn.loss import SoftmaxCrossEntropy
 from minicnn.memory import assign_buffers, lifetimes, needs_gradient
 from minicnn.parameters import Parameters, Views
+from minicnn.schedule import Schedule, Unit
 from minicnn.sgd import SGD
 
 try:
@@ -27,7 +29,7 @@ except PackageNotFoundError:  # imported from a source tree that is not installe
 
 
 class _Call(NamedTuple):
-    """One kernel launch of a pass: the node it belongs to, and what to call."""
+    """One unit of a pass: the node that names it, and what to call."""
 
     node: str
     run: Callable[[], None]
@@ -54,7 +56,7 @@ class Plan:
     input_gradient : bool
         Also compute the gradient of the images, `input_gradient`; parsing and training do not need it.
     hook : callable, optional
-        ``hook(phase, node)`` after each node's "forward" and "backward".
+        ``hook(phase, node)`` after each unit's "forward" and "backward"; its first node stands for it.
 
     Attributes
     ----------
@@ -89,10 +91,11 @@ class Plan:
         self._store = Parameters(graph, self._kernels, dtype)
         self._store.initialise(np.random.default_rng(seed))
         self._needed = needs_gradient(graph, input_gradient)
-        self.lives = lifetimes(graph, self._needed)
+        self.schedule = Schedule(graph, self._needed)
+        self.lives = lifetimes(graph, self.schedule, self._needed)
         self.assigned = assign_buffers(self.lives, share)
         shapes = {self.assigned[name]: life.shape for name, life in self.lives.items()}
-        self.buffers = {number: self._kernels.zeros((batch, *shape), dtype) for number, shape in shapes.items()}
+        self.buffers = {number: self._make_buffer(shape, dtype) for number, shape in shapes.items()}
         self._loss = SoftmaxCrossEntropy(self._kernels, graph.output.shape, batch, dtype)
         self._scratch = self._kernels.zeros(self._scratch_size(), dtype)
         self._passes: dict[int, tuple[list[_Call], list[_Call]]] = {}
@@ -100,6 +103,12 @@ class Plan:
         self._done = ""  # last pass: "forward", "loss" or "backward"
 
     # ---- construction
+
+    def _make_buffer(self, shape: Shape, dtype: str):
+        """A buffer whose halo is enough for every convolution on planes of this size."""
+        nodes = self.graph.nodes.values()
+        windows = [n.layer.window for n in nodes if isinstance(n.layer, Conv2D) and n.shape[1:] == shape[1:]]
+        return self._kernels.planes((self.batch, *shape), dtype, max(windows, default=1) // 2)
 
     def _scratch_size(self) -> int:
         """The largest wish of all kernel calls: they run one after the other and share one scratch."""
@@ -110,64 +119,100 @@ class Plan:
             ("softmax_cross_entropy_forward", loss_size),
             ("softmax_cross_entropy_backward", loss_size),
         ]
-        for node in self.graph.nodes.values():
-            wishes.extend(node.layer.kernel_sizes(*self.graph.input_shapes(node)).items())
+        for unit in self.schedule.units:
+            wishes.extend(unit.node.layer.kernel_sizes(*self.graph.input_shapes(unit.node)).items())
+            if unit.interlinks:
+                channels, height, width = unit.node.shape
+                wishes.append(("interlink_backward", {"C": channels, "H": height, "W": width}))
         return max(self._kernels.scratch_size(kernel, N=self.batch, **size) for kernel, size in wishes)
 
-    def _array(self, kind: str, node: str, n: int):
-        return self.buffers[self.assigned[f"{kind}/{node}"]][:n]
+    def array(self, kind: str, node: str, n: int):
+        """The first n images of a node's "activation" or "gradient", (n, C, H, W), wherever it lies.
+
+        Others may have overwritten it by the time a pass is over, unless ``share=False``; a hook sees it in time. A
+        convolution that a tanh follows is always overwritten by it.
+        """
+        home, first = self.schedule.homes[f"{kind}/{node}"]
+        channels = self.graph.nodes[node].shape[0]
+        return self.buffers[self.assigned[home]][:n, first : first + channels]
 
     def _calls(self, n: int) -> tuple[list[_Call], list[_Call]]:
         """Forward and backward passes over n images, as lists of ready calls; made once for each n."""
         if n not in self._passes:
-            nodes = [node for node in self.graph.nodes.values() if node.inputs]
-            self._passes[n] = (
-                [self._forward_call(node, n) for node in nodes],
-                self._backward_calls(nodes, n),
-            )
+            units = [unit for unit in self.schedule.units if unit.node.inputs]
+            forward = [_Call(unit.node.name, self._forward(unit, n)) for unit in units]
+            self._passes[n] = forward, self._backward_calls(units, n)
         return self._passes[n]
 
     def _local(self, views: Views, node) -> dict:
         return {array: views[f"{node.name}/{array}"] for array in node.parameters}
 
-    def _forward_call(self, node, n: int) -> _Call:
-        y = self._array("activation", node.name, n)
-        xs = [self._array("activation", name, n) for name in node.inputs]
+    def _forward(self, unit: Unit, n: int) -> Callable[[], None]:
+        node = unit.node
+        y = self.array("activation", node.name, n)
+        xs = [self.array("activation", name, n) for name in node.inputs]
+        if unit.interlinks:
+            pooled, up = (self._link("activation", link, y, n) for link in (unit.pooled, unit.up))
+            return lambda: self._kernels.interlink_forward(y, pooled, up, xs[0])
+        if isinstance(node.layer, Concat) and all(self._lies_in(node, name, "activation") for name in node.inputs):
+            return lambda: None
         parameters = self._local(self.parameters, node)
+        return lambda: node.layer.forward(self._kernels, y, xs, parameters, self._scratch)
 
-        def run() -> None:
-            node.layer.forward(self._kernels, y, xs, parameters, self._scratch)
+    def _link(self, kind: str, link: Node | None, y, n: int):
+        """The array of a unit's further node; y without channels where there is none."""
+        there = link is not None and (kind == "activation" or link.name in self._needed)
+        return self.array(kind, link.name, n) if there else y[:, :0]
 
-        return _Call(node.name, run)
+    def _lies_in(self, concat: Node, name: str, kind: str) -> bool:
+        """Whether an input's array is a part of the concatenation's."""
+        homes = self.schedule.homes
+        return homes[f"{kind}/{name}"][0] == homes[f"{kind}/{concat.name}"][0]
 
-    def _backward_calls(self, nodes: list, n: int) -> list[_Call]:
+    def _backward_calls(self, units: list[Unit], n: int) -> list[_Call]:
         """In reverse order. The first writer of a gradient stores, later ones add: decided here, once."""
         written: set[str] = set()
         calls = []
-        for node in reversed(nodes):
+        for unit in reversed(units):
+            node = unit.node
             if node.name not in self._needed:
                 continue
             dxs, adds = [], []
             for name in node.inputs:
-                dxs.append(self._array("gradient", name, n) if name in self._needed else None)
+                settled = isinstance(node.layer, Concat) and self._lies_in(node, name, "gradient")
+                dxs.append(self.array("gradient", name, n) if name in self._needed and not settled else None)
                 adds.append(name in written)
                 written.add(name)
-            calls.append(self._backward_call(node, n, dxs, adds))
+                written.update(self._residents(name))
+            has_gradient = node.name in written or node is self.graph.output
+            calls.append(_Call(node.name, self._backward(unit, n, dxs, adds, has_gradient)))
         return calls
 
-    def _backward_call(self, node, n: int, dxs: list, adds: list[bool]) -> _Call:
-        dy = self._array("gradient", node.name, n)
-        y = self._array("activation", node.name, n)
-        xs = [self._array("activation", name, n) for name in node.inputs]
-        parameters = self._local(self.parameters, node)
-        gradients = self._local(self.gradients, node)
+    def _residents(self, concat: str) -> list[str]:
+        """Nodes whose gradient is written with that of a concatenation, being a part of it."""
+        node = self.graph.nodes[concat]
+        if concat not in self._needed or not isinstance(node.layer, Concat):
+            return []
+        return [name for name in node.inputs if name in self._needed and self._lies_in(node, name, "gradient")]
 
-        def run() -> None:
-            node.layer.backward(
-                self._kernels, dxs, gradients, dy, y, xs, parameters, self._scratch, adds
-            )  # fmt: skip
-
-        return _Call(node.name, run)
+    def _backward(
+        self, unit: Unit, n: int, dxs: list, adds: list[bool], has_gradient: bool
+    ) -> Callable[[], None]:
+        node = unit.node
+        dy = self.array("gradient", node.name, n)
+        y = self.array("activation", node.name, n)
+        if unit.interlinks:
+            dpooled, dup = (self._link("gradient", link, y, n) for link in (unit.pooled, unit.up))
+            if not has_gradient:  # nobody reads the tanh but its own links
+                dy = dy[:, :0]
+            return lambda: self._kernels.interlink_backward(dxs[0], dy, dpooled, dup, y, self._scratch)
+        if all(dx is None for dx in dxs) and not node.parameters:
+            return lambda: None
+        xs = [self.array("activation", name, n) for name in node.inputs]
+        parameters, gradients = self._local(self.parameters, node), self._local(self.gradients, node)
+        return lambda: node.layer.backward(
+            self._kernels, dxs, gradients, dy, y, xs, parameters, self._scratch, adds
+        )  # fmt: skip
 
     # ---- running
 
@@ -187,7 +232,7 @@ class Plan:
     @property
     def input_gradient(self):
         """Gradient of the last loss with respect to the images, (n, C, H, W); asked for at construction."""
-        return self._array("gradient", self.graph.input.name, self._n)
+        return self.array("gradient", self.graph.input.name, self._n)
 
     def _run(self, calls: list[_Call], phase: str) -> None:
         with self._kernels.threads(self.threads):
@@ -211,9 +256,9 @@ class Plan:
             raise ValueError(f"expected images (n, {shape}) with n from 1 to {self.batch}, got {images.shape}")
         self._n = images.shape[0]
         self._done = "forward"
-        self._kernels.upload(self._array("activation", self.graph.input.name, self._n), images)
+        self._kernels.upload(self.array("activation", self.graph.input.name, self._n), images)
         self._run(self._calls(self._n)[0], "forward")
-        return self._array("activation", self.graph.output.name, self._n)
+        return self.array("activation", self.graph.output.name, self._n)
 
     def loss(self, labels: np.ndarray, weights: np.ndarray | None = None):
         """Mean cross-entropy of the last forward's logits, weighted by pixel: sum(w l) / sum(w), a 0-d array.
@@ -232,7 +277,7 @@ class Plan:
         """
         if self._done not in ("forward", "loss"):
             raise RuntimeError("call forward before loss")
-        logits = self._array("activation", self.graph.output.name, self._n)
+        logits = self.array("activation", self.graph.output.name, self._n)
         with self._kernels.threads(self.threads):
             value = self._loss.forward(logits, labels, weights, self._scratch)
         self._done = "loss"
@@ -249,7 +294,7 @@ class Plan:
         if self._done != "loss":
             raise RuntimeError("call forward and loss before backward")
         with self._kernels.threads(self.threads):
-            self._loss.backward(self._array("gradient", self.graph.output.name, self._n), self._scratch)
+            self._loss.backward(self.array("gradient", self.graph.output.name, self._n), self._scratch)
         self._run(self._calls(self._n)[1], "backward")
         self._done = "backward"  # what it read may be overwritten: shared buffers
 

@@ -35,6 +35,14 @@ EXAMPLES = {
     "concat_backward": ({"N": 2, "C": 3, "D": 6, "H": 5, "W": 6}, {"offset": 2, "add": False}),
     "tanh_forward": ({"N": 2, "C": 3, "H": 5, "W": 6}, {}),
     "tanh_backward": ({"N": 2, "C": 3, "H": 5, "W": 6}, {"add": False}),
+    "interlink_forward": (
+        {"N": 2, "C": 3, "E": 3, "F": 3, "H": 6, "W": 8, "P": 3, "Q": 4, "R": 12, "S": 16},
+        {},
+    ),
+    "interlink_backward": (
+        {"N": 2, "C": 3, "E": 3, "F": 3, "G": 3, "H": 6, "W": 8, "P": 3, "Q": 4, "R": 12, "S": 16},
+        {},
+    ),
     "softmax_cross_entropy_forward": ({"N": 2, "L": 4, "H": 5, "W": 6}, {}),
     "softmax_cross_entropy_backward": ({"N": 2, "L": 4, "H": 5, "W": 6}, {}),
     "sgd_update": (

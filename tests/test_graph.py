@@ -193,7 +193,7 @@ def test_concatenation_is_own_finer_coarser(preset):
     plan.forward(np.zeros((1, 3, 16, 16)))
 
     def channels(node: str) -> list[float]:
-        maps = plan.buffers[plan.assigned[f"activation/{node}"]][0]
+        maps = plan.array("activation", node, 1)[0]
         return [float(np.arctanh(maps[c, 0, 0])) for c in range(len(maps))]
 
     parity = [0.0] * (2 if preset == "released" else 0)  # 0 at the first pixel
@@ -210,7 +210,7 @@ def test_released_upsampling_appends_column_then_row_parity():
     plan = Plan(icnn_graph(3, 16, "released"), 2, "numpy", "float64", threads=1, share=False)
     plan.forward(np.ones((2, 3, 16, 16)))
     for name, side in (("row1/round2/coarser", 16), ("integrate/row3/coarser", 4)):
-        maps = plan.buffers[plan.assigned[f"activation/{name}"]][:, -2:]
+        maps = plan.array("activation", name, 2)[:, -2:]
         odd = np.arange(side) % 2
         np.testing.assert_array_equal(maps[:, 0], np.broadcast_to(odd, (2, side, side)))
         np.testing.assert_array_equal(maps[:, 1], np.broadcast_to(odd[:, None], (2, side, side)))

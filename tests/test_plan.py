@@ -13,6 +13,7 @@ import minicnn
 from icnn.network import icnn_graph
 from minicnn import SGD, Graph, Plan
 from minicnn.gradcheck import check_plan, relative_error
+from minicnn.kernels import SIGNATURES
 from minicnn.layers import Concat, Conv2D, Input, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
 from minicnn.memory import Life, assign_buffers, dead_buffers
 
@@ -52,13 +53,13 @@ def assert_same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> None:
 
 
 def poison(plan: Plan) -> list[int]:
-    """After each node fill scratch and every buffer that nobody will read with NaN; count them in the list."""
-    names, counts = list(plan.graph.nodes), []
+    """After each unit fill scratch and every buffer that nobody will read with NaN; count them in the list."""
+    counts = []
 
     def hook(phase: str, node: str) -> None:
-        time = names.index(node)
+        time = plan.schedule.times[node]
         if phase == "backward":
-            time = 2 * len(names) + 1 - time
+            time = 2 * len(plan.schedule.units) + 1 - time
         dead = list(dead_buffers(plan.lives, plan.assigned, time))
         for number in dead:
             plan.buffers[number][...] = np.nan
@@ -82,7 +83,7 @@ def test_sharing_and_poison_change_no_bit(backend, rng, preset, input_gradient):
     poisoned = small_plan(backend, share=True, **options)
     counts = poison(poisoned)
     assert_same_bits(train(poisoned, *data), apart)
-    assert len(counts) == 3 * (2 * len(poisoned.graph.nodes) - 2 - (0 if input_gradient else 3))
+    assert len(counts) == 3 * (2 * len(poisoned.schedule.units) - 2 - (0 if input_gradient else 3))
     assert min(counts) > 0
 
 
@@ -243,16 +244,90 @@ def test_settings_that_cannot_be_are_refused(wrong):
         Plan(icnn_graph(labels=2, size=8), **({"batch": 1} | wrong))
 
 
-def test_the_hook_sees_every_node_in_order(rng):
-    """The image has no pass; the pyramid has no backward, since nobody needs the image's gradient."""
+def test_the_hook_sees_every_unit_in_order(rng):
+    """The image has no pass; the pyramid has no backward, since nobody needs the image's gradient.
+
+    A tanh stands for what interlinking makes of it, too.
+    """
     seen: list[tuple[str, str]] = []
     plan = small_plan("numpy", hook=lambda phase, node: seen.append((phase, node)))
     images, labels, _ = faces(rng)
     plan.step(images, labels, OPTIMISER)
-    nodes = list(plan.graph.nodes)[1:]
+    nodes = [node for node in list(plan.graph.nodes)[1:] if not node.endswith(("finer", "coarser"))]
     pyramid = ["row2/image", "row3/image", "row4/image"]
     backward = [node for node in reversed(nodes) if node not in pyramid]
     assert seen == [("forward", node) for node in nodes] + [("backward", node) for node in backward]
+
+
+# ---- units, and arrays that lie in others
+
+
+def test_every_array_of_a_concatenation_lies_in_it():
+    """In the network of the paper nothing is concatenated: all is where it is needed when it is made."""
+    plan = small_plan("numpy")
+    for node in plan.graph.nodes.values():
+        if isinstance(node.layer, Concat):
+            for kind in ("activation", "gradient"):
+                channel = 0
+                for name in node.inputs:
+                    assert plan.schedule.homes[f"{kind}/{name}"] == (f"{kind}/{node.name}", channel)
+                    channel += plan.graph.nodes[name].shape[0]
+
+
+def test_a_step_of_the_paper_calls_no_kernel_that_only_moves_numbers(rng, monkeypatch):
+    plan, (images, labels, weights) = small_plan("numba"), faces(rng)
+    for kernel in ("concat", "upsample_nearest2d", "max_pool2d", "tanh"):
+        for way in ("forward", "backward"):
+            monkeypatch.delattr(plan._kernels, f"{kernel}_{way}", raising=True)
+    plan.step(images, labels, OPTIMISER, weights)
+    with pytest.raises(AttributeError, match="max_pool2d_forward"):
+        small_plan("numba", "released").step(images, labels, OPTIMISER, weights)
+
+
+def late_reader(pooled_first: bool) -> Graph:
+    """A node that a concatenation reads, and a pooling before or behind the concatenation's own reader."""
+    graph = Graph()
+    graph.add("image", Input(3, 4, 4))
+    graph.add("x", Conv2D(3, 3), "image")
+    graph.add("joined", Concat(), "x", "image")
+    if pooled_first:
+        graph.add("pooled", MaxPool2D(2, 2), "x")
+    graph.add("z", Conv2D(3, 3), "joined")
+    if not pooled_first:
+        graph.add("pooled", MaxPool2D(2, 2), "x")
+    graph.add("back", UpsampleNearest2D(2), "pooled")
+    graph.add("all", Concat(), "z", "back")
+    graph.add("y", Conv2D(2, 3), "all")
+    return graph
+
+
+@pytest.mark.parametrize("pooled_first", [False, True])
+def test_a_gradient_moves_only_where_others_add_to_it_afterwards(backend, rng, pooled_first):
+    plan = Plan(late_reader(pooled_first), 2, backend, "float64", threads=1, input_gradient=True)
+    assert (plan.schedule.homes["gradient/x"] == ("gradient/joined", 0)) == pooled_first
+    errors = check_plan(plan, rng.standard_normal((2, 3, 4, 4)), rng.integers(0, 2, (2, 4, 4)))
+    assert max(errors.values()) < 1e-6, errors
+
+
+def test_a_tanh_that_only_its_copies_are_read_of(backend, rng):
+    """Its gradient is the sum of theirs; a tanh whose convolution others read is not computed in place."""
+    graph = Graph()
+    graph.add("image", Input(3, 4, 4))
+    graph.add("a", Conv2D(3, 3), "image")
+    graph.add("b", Tanh(), "a")
+    graph.add("small", MaxPool2D(2, 2), "b")
+    graph.add("large", UpsampleNearest2D(2), "b")
+    graph.add("again", UpsampleNearest2D(2), "small")
+    graph.add("c", Conv2D(2, 3), "again")
+    graph.add("d", Tanh(), "c")
+    graph.add("down", MeanPool2D(2), "large")
+    graph.add("all", Concat(), "c", "d", "down")
+    graph.add("y", Conv2D(2, 3), "all")
+    plan = Plan(graph, 2, backend, "float64", threads=1, input_gradient=True)
+    interlinked = {unit.node.name: [node.name for node in unit.nodes] for unit in plan.schedule.units if unit.interlinks}
+    assert interlinked == {"b": ["b", "small", "large"]}
+    errors = check_plan(plan, rng.standard_normal((2, 3, 4, 4)), rng.integers(0, 2, (2, 4, 4)))
+    assert max(errors.values()) < 1e-6, errors
 
 
 # ---- parameters
@@ -446,7 +521,7 @@ def test_compiled_kernels_allocate_nothing():
     )
     assert process.returncode == 0, process.stderr
     lines = [line.split() for line in process.stdout.splitlines()]
-    assert len(lines) == 17
+    assert len(lines) == len(SIGNATURES)
     for kernel, one, many, arguments in lines:
         assert one == many, kernel
         assert int(one) > 0, "the statistics are off"

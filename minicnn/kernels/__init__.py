@@ -10,6 +10,7 @@ Shape letters, the same everywhere::
     N batch   C input channels   O filters / output channels   K window
     H W rows and columns of a plane       P Q rows and columns of a smaller or larger plane
     D channels of a concatenation or of an upsampling with parity maps, D >= C
+    E F G channels that are C or 0 (none)  R S rows and columns of a plane twice the size
     L labels  V parameters in the flat buffer
 
 Roles: ``out`` is overwritten, ``accumulate`` is overwritten when the kernel's
@@ -56,6 +57,9 @@ concat_forward                 out y:N,D,H,W | in x:N,C,H,W | scalar offset
 concat_backward                accumulate dx:N,C,H,W | in dy:N,D,H,W | scalar offset | scalar add
 tanh_forward                   out y:N,C,H,W | in x:N,C,H,W
 tanh_backward                  accumulate dx:N,C,H,W | in dy:N,C,H,W | in y:N,C,H,W | scratch s | scalar add
+interlink_forward              out y:N,C,H,W | out pooled:N,E,P,Q | out up:N,F,R,S | in x:N,C,H,W
+interlink_backward             out dx:N,C,H,W | in dy:N,G,H,W | in dpooled:N,E,P,Q | in dup:N,F,R,S | in y:N,C,H,W \
+| scratch s
 softmax_cross_entropy_forward  out loss: | out total: | out p:N,L,H,W | in z:N,L,H,W | in t:N,H,W:int32 \
 | in weights:N,H,W | scratch s
 softmax_cross_entropy_backward out dz:N,L,H,W | in p:N,L,H,W | in t:N,H,W:int32 | in weights:N,H,W | in total: \

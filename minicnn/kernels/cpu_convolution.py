@@ -1,281 +1,543 @@
-"""Convolution of the "numba" backend, on flat padded planes.
+"""Convolution of the "numba" backend: which register tile computes what, and where it finds it.
 
-Rows of W pixels lie W + K // 2 apart, so that the zeros right of one row are
-also the zeros left of the next, and a window's pixel (u, v) is at a constant
-distance u * stride + v from the position of its output. One long loop over
-flat positions then serves any plane size; what it computes between the rows is
-dropped.
+Inputs lie in planes with a halo of zeros (`planes`), so a window's pixel
+(u, v) is at a constant distance u * row + v from the position of its output;
+arrays without a halo are first copied into scratch. The inner loops are the
+two register tiles of `simd`. There are two ways to lay work on vectors:
 
-    0 0 0 0 0 0 0 0     K = 3, W = 3: stride 4
-    0 x x x 0 x x x
-    0 x x x 0 ...
+positions
+    A vector holds consecutive pixels of one channel: as good as possible where
+    rows fill vectors.
+channels
+    A vector holds the channels of one pixel: for small or odd planes.
 
-The inner loops are the register tiles of `simd`. Planes, packed weights and
-sums lie in scratch.
+The larger share of lanes with real work decides (`_Tile`, `_ProductTile`).
+Rows of a window that lie in the halo above or below the plane are skipped.
 """
 
 import math
 from functools import cache
+from typing import NamedTuple
 
+import numpy as np
 from numba import njit, prange
 
-from minicnn.kernels.jit import PARALLEL, SERIAL
-from minicnn.kernels.simd import (
-    TILE_REGISTERS,
-    TILE_VECTORS,
-    VECTOR_BYTES,
-    correlate_tile,
-    lanes,
-    product_tile,
-)
+from minicnn.kernels.jit import SERIAL, VECTOR_REGISTERS, kernel
+from minicnn.kernels.planes import halo_of, layout, view
+from minicnn.kernels.simd import inner_tile, lane_sum, lanes, outer_tile, row
 
-STRIP = 512  # flat positions that the weight gradient handles at a time: what it reads stays in the nearest cache
+MOST_SCALARS = 9 if VECTOR_REGISTERS == 32 else 6  # filters of a tile of positions, beside two vectors
+MOST_PIXELS = 12 if VECTOR_REGISTERS == 32 else 6  # pixels of a tile of channels, beside two vectors
+PARTS = 16  # tasks that one call should give at least, so that several threads have work even for one image
+STRIP = 1024  # positions that the weight gradient handles at a time: what it reads stays in the nearest cache
 
 
-# ---- geometry of flat padded planes
+# ---- scratch
 
 
-@njit(**SERIAL)
-def _row_stride(w, k):
-    return w + k // 2
+class _Arena:
+    """Hands out parts of scratch one after the other; without memory it only counts."""
+
+    def __init__(self, memory: np.ndarray | None = None):
+        self._memory = memory
+        self.used = 0
+
+    def take(self, *shape: int):
+        start, self.used = self.used, self.used + math.prod(shape)
+        if self._memory is not None:
+            return self._memory[start : self.used].reshape(shape)
 
 
-def _positions(h: int, w: int, k: int, itemsize: int) -> int:
-    """Flat positions from the first output to the last, gaps included, rounded up to whole tiles."""
-    tile = TILE_VECTORS * lanes(itemsize)
-    exact = (h - 1) * (w + k // 2) + w
-    return (exact + tile - 1) // tile * tile
+def _with_halo(x: np.ndarray, halo: int, arena: _Arena) -> np.ndarray:
+    """x itself if it has that halo of zeros, else a copy in scratch that has."""
+    if halo_of(x) >= halo:
+        return x
+    n, c, h, w = x.shape
+    memory = arena.take(n * c * layout(h, w, halo)[2])
+    memory.fill(0)
+    copy = view(memory, x.shape, halo)
+    np.copyto(copy, x)
+    return copy
 
 
-def _plane_size(h: int, w: int, k: int, itemsize: int) -> int:
-    """Elements of a padded plane, with the zeros behind it that the last tile and rounded-up taps read."""
-    reach = (k - 1) * (w + k // 2) + 2 * k
-    return _positions(h, w, k, itemsize) + reach
+# ---- forward pass and input gradient, eq. (1)
 
 
-def _block(filters: int, most: int) -> int:
-    """Filters of a tile, at most `most`: the fewest empty rows in the last tile, then the largest tile."""
-    sizes = range(min(filters, (most + 1) // 2), min(filters, most) + 1)
-    return min(sizes, key=lambda size: (-(-filters // size) * size, -size))
+class _Tile(NamedTuple):
+    """How to lay a correlation on vectors.
 
+    Attributes
+    ----------
+    share : float
+        Estimated share of the multiply-adds' peak.
+    channels : bool
+        Vectors hold channels, not positions.
+    filters, pixels : int
+        Filters that a tile computes at a time, and pixels if vectors hold channels.
+    """
 
-def _tile_filters(filters: int) -> int:
-    """Filters of a correlation tile, each with TILE_VECTORS sums."""
-    return _block(filters, TILE_REGISTERS // (TILE_VECTORS + 1))
-
-
-def _tile_taps(k: int, filters: int) -> tuple[int, int]:
-    """Window columns and filters of a weight-gradient tile: as many sums as registers."""
-    taps = min(k, 9)
-    return taps, _block(filters, max(1, TILE_REGISTERS // taps))
-
-
-def convolution_scratch(kernel: str, **size: int) -> int:
-    """Elements of scratch that a convolution kernel needs for the sizes given as shape letters."""
-    n, c, o, h, w, k = (size[letter] for letter in "NCOHWK")
-    planes = n * (c + o) * _plane_size(h, w, k, 4)
-    if kernel == "conv2d_backward_weights":
-        taps, block = _tile_taps(k, o)
-        return planes + n * block * _plane_size(h, w, k, 4) + -(-o // block) * c * _sums_size(k, taps, block)
-    filters = o if kernel == "conv2d_forward" else c
-    padded = filters + 9
-    return planes + padded * (c + o) * k * k + padded + n * padded * _positions(h, w, k, 4)
-
-
-def _sums_size(k: int, taps: int, block: int) -> int:
-    """Scratch of one weight-gradient task: a vector for every filter, window row and (rounded up) column."""
-    return k * -(-k // taps) * block * taps * lanes(4)
-
-
-def _split(s, *shape):
-    """The first elements of scratch in the given shape, and the rest."""
-    size = math.prod(shape)
-    return s[:size].reshape(shape), s[size:]
-
-
-@njit(**PARALLEL)
-def _pad(planes, x, k, before):
-    """Copy x (N, C, H, W) into zeroed flat planes (N, C or more, plane size), `before` rows and columns in."""
-    n_images, channels, h, w = x.shape
-    stride = _row_stride(w, k)
-    for task in prange(n_images * planes.shape[1]):
-        n, c = task // planes.shape[1], task % planes.shape[1]
-        plane = planes[n, c]
-        plane[:] = 0
-        if c < channels:
-            for i in range(h):
-                start = (i + before) * stride + before
-                row = x[n, c, i]
-                target = plane[start : start + w]
-                for j in range(w):
-                    target[j] = row[j]
-
-
-# ---- convolution, eq. (1)
+    share: float
+    channels: bool
+    filters: int
+    pixels: int
 
 
 @cache
-def _correlate(filters: int):
-    """Compile the correlation for tiles of so many filters."""
+def _tile_for(filters: int, depth: int, h: int, w: int, itemsize: int) -> _Tile:
+    """The faster of both ways for `filters` sums of `depth` products for each pixel of a plane.
 
-    @njit(**PARALLEL)
-    def correlate(y, planes, packed, b, sums, k, add):
-        """y = planes correlated with packed weights + b; one task for each image and block of filters."""
-        n_images, real_filters, h, w = y.shape
-        channels, plane_size = planes.shape[1:]
-        stride, blocks, positions = _row_stride(w, k), packed.shape[0], sums.shape[2]
-        tile = TILE_VECTORS * VECTOR_BYTES // planes.itemsize
-        x_flat, w_flat, y_flat = planes.reshape(-1), packed.reshape(-1), sums.reshape(-1)
-        for task in prange(n_images * blocks):
-            n, block = task // blocks, task % blocks
-            for p in range(0, positions, tile):
-                correlate_tile(
-                    filters,
-                    y_flat,
-                    task * filters * positions + p,
-                    positions,
-                    x_flat,
-                    n * channels * plane_size + p,
-                    plane_size,
-                    stride,
-                    channels,
-                    k,
-                    w_flat,
-                    block * channels * k * k * filters,
-                    b,
-                    block * filters,
-                )
-            for f in range(min(filters, real_filters - block * filters)):
-                o = block * filters + f
-                for i in range(h):
-                    row, target = sums[task, f, i * stride : i * stride + w], y[n, o, i]
-                    for j in range(w):
-                        target[j] = target[j] + row[j] if add else row[j]
-
-    return correlate
+    The constants are fits to measured rates: what is lost besides lanes without work.
+    """
+    lane_count = lanes(itemsize)
+    tiles = []
+    if cuts := _cuts(w, lane_count):
+        size = _block(filters, MOST_SCALARS)
+        vectors = sum(
+            _SEGMENT_COST[cut.segments] * -(-h * -(-(cut.last - cut.first) // cut.run) // cut.segments) for cut in cuts
+        )
+        share = 0.96 * h * w / (vectors * lane_count) * filters / (-(-filters // size) * size)
+        tiles.append(_Tile(share * depth / (depth + 5), False, size, 0))
+    pixels = min(range(1, min(w, MOST_PIXELS) + 1), key=lambda size: (-(-w // size) * size, -size))
+    for vectors in (1, 2):
+        size = vectors * lane_count
+        busy = min(1.0, vectors * pixels / 8)  # fewer sums do not hide the latency of a multiply-add
+        share = busy * w / (-(-w // pixels) * pixels) * filters / (-(-filters // size) * size)
+        tiles.append(_Tile((0.89 + 0.025 * vectors) * share * depth / (depth + 50), True, size, pixels))
+    return max(tiles)
 
 
-@njit(**SERIAL)
+#: What a vector that is loaded in so many segments costs, relative to one that is loaded whole.
+_SEGMENT_COST = {1: 1.0, 2: 1.1, 4: 1.25}
+
+
+class _Cut(NamedTuple):
+    """Columns first .. last - 1 of a plane, covered by runs of `run` numbers; `segments` runs fill a vector."""
+
+    first: int
+    last: int
+    segments: int
+    run: int
+
+
+@cache
+def _cuts(w: int, lane_count: int) -> tuple[_Cut, ...]:
+    """Columns in whole vectors, and what is left in the cheapest parts of vectors; none for the narrowest planes."""
+    whole = w - w % lane_count
+    cuts = [_Cut(0, whole, 1, lane_count)] if whole else []
+    if rest := w - whole:
+        runs = {segments: lane_count // segments for segments in _SEGMENT_COST if lane_count // segments <= w}
+        if not runs:
+            return ()
+        best = min(runs, key=lambda segments: -(-rest // runs[segments]) * runs[segments] * _SEGMENT_COST[segments])
+        cuts.append(_Cut(whole, w, best, runs[best]))
+    return tuple(cuts)
+
+
+def _block(filters: int, most: int) -> int:
+    """Filters of a tile, at most `most`: the fewest empty rows in the last tile, then 8, then the largest tile."""
+    sizes = range(min(filters, (most + 1) // 2), min(filters, most) + 1)
+    return min(sizes, key=lambda size: (-(-filters // size) * size, size != 8, -size))
+
+
+@cache
+def _runs(h: int, w: int, cut: _Cut, multiple: int, *rows: int) -> tuple[np.ndarray, ...]:
+    """Places of the runs of a cut, row after row, once for each distance of `rows`; the last array: their rows.
+
+    The last run of a row begins early where it would not fit; the last run of all is repeated until their number is a
+    multiple of `multiple`.
+    """
+    starts = [min(start, w - cut.run) for start in range(cut.first, cut.last, cut.run)]
+    i, j = (array.ravel() for array in np.meshgrid(np.arange(h), starts, indexing="ij"))
+    i, j = (np.pad(array, (0, -array.size % multiple), "edge") for array in (i, j))
+    return *(i * distance + j for distance in rows), i
+
+
+@cache
+def _spans(h: int, w: int, cut: _Cut, multiple: int, k: int, before: int) -> np.ndarray:
+    """For each tile of `multiple` runs the window's first row inside the plane, and the one behind its last."""
+    (i,) = _runs(h, w, cut, multiple)
+    i = i.reshape(-1, multiple)
+    return np.stack([np.maximum(0, before - i[:, -1]), np.minimum(k, h + before - i[:, 0])], 1)
+
+
+def _correlate(y, x, w, b, s, transposed: bool) -> None:
+    """What the forward pass and the input gradient share; `b` is None for no bias."""
+    n, filters, h, width = y.shape
+    channels, k, itemsize = x.shape[1], w.shape[2], y.itemsize
+    before = k // 2 if transposed else (k - 1) // 2
+    tile = _tile_for(filters, channels * k * k, h, width, itemsize)
+    arena = _Arena(s)
+    x = _with_halo(x, k // 2, arena)
+    blocks = -(-filters // tile.filters)
+    packed = arena.take(blocks, channels, k, k, tile.filters)
+    bias = arena.take(blocks * tile.filters)
+    bias.fill(0)
+    if b is not None:
+        bias[:filters] = b
+    _pack(packed, w, transposed)
+    if tile.channels:
+        sums = arena.take(n * blocks * h, tile.pixels * tile.filters)
+        zeros = arena.take(tile.pixels)
+        zeros.fill(0)
+        vectors = tile.filters // lanes(itemsize)
+        _correlate_channels(vectors, tile.pixels)(y, x, packed, bias, zeros, sums, _vectors(itemsize), before, filters)
+        return
+    parts = -(-PARTS // (n * blocks))
+    vectors = 2 if tile.filters > 3 else 4
+    for cut in _cuts(width, lanes(itemsize)):
+        multiple = vectors * cut.segments
+        y_places, x_places, _ = _runs(h, width, cut, multiple, y.strides[2] // itemsize, x.strides[2] // itemsize)
+        spans = _spans(h, width, cut, multiple, k, before)
+        correlate = _correlate_positions(tile.filters, vectors, cut.segments)
+        correlate(y, x, packed, bias, y_places, x_places, spans, before, parts)
+
+
+@cache
+def _vectors(itemsize: int) -> np.ndarray:
+    """Places of vectors that follow each other."""
+    return np.arange(4) * lanes(itemsize)
+
+
+def _correlation_scratch(n: int, c: int, filters: int, h: int, w: int, k: int, itemsize: int) -> int:
+    """Elements of scratch that `_correlate` takes, from x with C channels to y with so many filters."""
+    tile = _tile_for(filters, c * k * k, h, w, itemsize)
+    blocks = -(-filters // tile.filters)
+    planes = n * c * layout(h, w, k // 2)[2]
+    sums = n * blocks * h * tile.pixels * tile.filters + tile.pixels
+    return planes + blocks * tile.filters * (c * k * k + 1) + sums
+
+
+@kernel("packed weights bool")
 def _pack(packed, w, transposed):
     """Weights (O, C, K, K) as [block][channel][u][v][filter], zeros where a block has no such filter.
 
     `transposed` swaps O and C and turns the window by 180°: a convolution's input gradient is the correlation of
     dy with those weights.
     """
-    packed[...] = 0
-    filters, channels, k, _ = w.shape
-    size = packed.shape[4]
-    for o in range(filters):
-        for c in range(channels):
-            for u in range(k):
-                for v in range(k):
-                    if transposed:
-                        packed[c // size, o, k - 1 - u, k - 1 - v, c % size] = w[o, c, u, v]
-                    else:
-                        packed[o // size, c, u, v, o % size] = w[o, c, u, v]
+    blocks, channels, k, _, size = packed.shape
+    filters = w.shape[1] if transposed else w.shape[0]
+    for task in prange(blocks * channels):
+        block, c = task // channels, task % channels
+        for u in range(k):
+            for v in range(k):
+                for f in range(size):
+                    o = block * size + f
+                    value = w.dtype.type(0)
+                    if o < filters:
+                        value = w[c, o, k - 1 - u, k - 1 - v] if transposed else w[o, c, u, v]
+                    packed[block, c, u, v, f] = value
 
 
-def _convolve(y, x, w, b, s, before, transposed, add):
-    """What the forward pass and the input gradient share; `b` is None for no bias."""
-    n, filters, h, width = y.shape
-    c, k, itemsize = x.shape[1], w.shape[2], y.itemsize
-    size = _tile_filters(filters)
-    blocks = -(-filters // size)
-    planes, s = _split(s, n, c, _plane_size(h, width, k, itemsize))
-    packed, s = _split(s, blocks, c, k, k, size)
-    biases, s = _split(s, blocks * size)
-    sums, _ = _split(s, n * blocks, size, _positions(h, width, k, itemsize))
-    biases[:] = 0
-    if b is not None:
-        biases[:filters] = b
-    _pad(planes, x, k, before)
-    _pack(packed, w, transposed)
-    _correlate(size)(y, planes, packed, biases, sums, k, add)
+@cache
+def _correlate_positions(scalars: int, vectors: int, segments: int):
+    """The correlation with a tile of so many filters and vectors of positions."""
+
+    @kernel("planes planes packed flat places places table int int")
+    def correlate(y, x, packed, bias, y_places, x_places, spans, before, parts):
+        """One task for each image, block of filters and part of the plane."""
+        n_images, filters = y.shape[:2]
+        blocks, channels, k = packed.shape[:3]
+        y_image, y_channel = y.strides[0] // y.itemsize, y.strides[1] // y.itemsize
+        x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
+        tiles = spans.shape[0]
+        for task in prange(n_images * blocks * parts):
+            part, block, n = task % parts, task // parts % blocks, task // (parts * blocks)
+            for t in range(tiles * part // parts, tiles * (part + 1) // parts):
+                top, bottom = spans[t, 0], spans[t, 1]
+                outer_tile(
+                    vectors, scalars, segments,
+                    y, n * y_image + block * scalars * y_channel, y_channel, y_places,
+                    x, n * x_image + (top - before) * x_row - before, (x_channel, x_row, 1), x_places,
+                    packed, (block * channels * k + top) * k * scalars, (k * k * scalars, k * scalars, scalars),
+                    t * vectors * segments, (channels, bottom - top, k),
+                    bias, block * scalars, min(scalars, filters - block * scalars),
+                )  # fmt: skip
+
+    return correlate
+
+
+@cache
+def _correlate_channels(vectors: int, scalars: int):
+    """The correlation with a tile of so many vectors of channels, for so many pixels of a row."""
+
+    @kernel("planes planes packed flat flat flat2 places int int")
+    def correlate(y, x, packed, bias, zeros, sums, places, before, filters):
+        """One task for each image, block of filters and row; its sums are (pixel, filter)."""
+        h, w = y.shape[2:]
+        blocks, channels, k, _, size = packed.shape
+        x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
+        for task in prange(sums.shape[0]):
+            i, block, n = task % h, task // h % blocks, task // (h * blocks)
+            top, bottom = max(0, before - i), min(k, h + before - i)
+            own = sums[task]
+            for first in range(0, w, scalars):
+                start = min(first, w - scalars)
+                outer_tile(
+                    vectors, scalars, 1,
+                    own, 0, size, places,
+                    packed, (block * channels * k + top) * k * size, (k * k * size, k * size, size), places,
+                    x, n * x_image + (i + top - before) * x_row + start - before, (x_channel, x_row, 1),
+                    0, (channels, bottom - top, k),
+                    zeros, 0, scalars,
+                )  # fmt: skip
+                for f in range(min(size, filters - block * size)):
+                    target, shift = row(y, n, block * size + f, i), bias[block * size + f]
+                    for q in range(scalars):
+                        target[start + q] = own[q * size + f] + shift
+
+    return correlate
 
 
 def conv2d_forward(y, x, w, b, s):
     """y = x correlated with w (zero padded, stride 1) + b."""
-    _convolve(y, x, w, b, s, (w.shape[2] - 1) // 2, False, False)
+    _correlate(y, x, w, b, s, transposed=False)
 
 
 def conv2d_backward_data(dx, dy, w, s, add):
     """dx = dy correlated with the weights turned by 180° and transposed."""
-    k = w.shape[2]
-    _convolve(dx, dy, w, None, s, k // 2, True, add)
+    if not add:
+        _correlate(dx, dy, w, None, s, transposed=True)
+        return
+    arena = _Arena(s)
+    fresh = arena.take(*dx.shape)
+    _correlate(fresh, dy, w, None, s[arena.used :], transposed=True)
+    np.add(dx, fresh, out=dx)
+
+
+# ---- weight gradient
+
+
+class _ProductTile(NamedTuple):
+    """How to lay a weight gradient on vectors.
+
+    Attributes
+    ----------
+    share : float
+        Estimated share of the multiply-adds' peak.
+    channels : bool
+        Vectors hold the filters of one pixel of dy (`outer_tile`), not positions (`inner_tile`).
+    taps, filters : int
+        Columns of the window, and filters, that a tile computes at a time.
+    """
+
+    share: float
+    channels: bool
+    taps: int
+    filters: int
 
 
 @cache
-def _weight_gradient(taps: int, size: int):
-    """Compile the weight gradient for tiles of so many window columns and filters."""
-
-    @njit(**PARALLEL)
-    def weight_gradient(dw, gradients, planes, sums, positions, stride):
-        """dw[o, c, u, v] = sum of dy[o] x[c], shifted; one task for each block of filters and channel."""
-        filters, channels, k, _ = dw.shape
-        n_images, padded_filters, plane_size = gradients.shape
-        lane_count = VECTOR_BYTES // dw.itemsize
-        groups = (k + taps - 1) // taps
-        g_flat, x_flat = gradients.reshape(-1), planes.reshape(-1)
-        for task in prange(sums.shape[0]):
-            block, c = task // channels, task % channels
-            mine = sums[task]
-            mine[:] = 0
-            for n in range(n_images):
-                g_row = (n * padded_filters + block * size) * plane_size
-                x_row = (n * channels + c) * plane_size
-                for start in range(0, positions, STRIP):
-                    count = min(STRIP, positions - start)
-                    for u in range(k):
-                        for group in range(groups):
-                            product_tile(
-                                size,
-                                taps,
-                                mine,
-                                (u * groups + group) * size * taps * lane_count,
-                                g_flat,
-                                g_row + start,
-                                plane_size,
-                                x_flat,
-                                x_row + start + u * stride + group * taps,
-                                count,
-                            )
-            for f in range(min(size, filters - block * size)):
-                for u in range(k):
-                    for v in range(k):
-                        place = ((u * groups + v // taps) * size + f) * taps + v % taps
-                        total = dw.dtype.type(0)
-                        for lane in range(lane_count):
-                            total += mine[place * lane_count + lane]
-                        dw[block * size + f, c, u, v] = total
-
-    return weight_gradient
+def _product_tile_for(filters: int, c: int, k: int, h: int, w: int, itemsize: int) -> _ProductTile:
+    """The faster of both ways; the constants are fits to measured rates."""
+    lane_count = lanes(itemsize)
+    taps = min(k, 9 if VECTOR_REGISTERS == 32 else 5)
+    size = _block(filters, max(1, (VECTOR_REGISTERS - 2) // (taps + 1)))
+    places, _ = _strips(h, w, k, w + k // 2, itemsize)
+    share = 0.92 * h * w / (places.size * lane_count) * filters / (-(-filters // size) * size)
+    tiles = [_ProductTile(share, False, taps, size)]
+    for vectors in (1, 2):
+        size, depth = vectors * lane_count, c * k * k
+        share = 0.88 * min(1.0, vectors * taps / 5) * filters / (-(-filters // size) * size) * depth / (depth + 35)
+        tiles.append(_ProductTile(share, True, taps, size))
+    return max(tiles)
 
 
-@njit(**PARALLEL)
-def _bias_gradient(db, dy):
-    n_images, filters, h, w = dy.shape
-    for o in prange(filters):
-        total = db.dtype.type(0)
-        for n in range(n_images):
-            for i in range(h):
-                row = dy[n, o, i]
-                for j in range(w):
-                    total += row[j]
-        db[o] = total
+@cache
+def _strips(h: int, w: int, k: int, distance: int, itemsize: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of vectors in planes whose rows are `distance` apart, and which of them each strip visits.
+
+    Where whole vectors fill a row, rows begin with one. Elsewhere vectors run on through the zeros between rows.
+
+    Returns
+    -------
+    places : (V,) int64
+    ranges : (strips K, 2) int64
+        First vector, and the one behind the last, of strip t and window row u in row t K + u: vectors of dy that meet
+        only zeros of x are left out.
+    """
+    lane_count = lanes(itemsize)
+    if w % lane_count == 0:
+        places = np.add.outer(np.arange(h) * distance, np.arange(0, w, lane_count)).ravel()
+    else:
+        places = np.arange(0, (h - 1) * distance + w, lane_count)
+    bounds = np.linspace(0, places.size, 1 + max(1, h * w // STRIP)).astype(int)
+    before = (k - 1) // 2
+    ranges = []
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        for u in range(k):
+            top, bottom = max(0, before - u) * distance, min(h, h + before - u) * distance
+            first, last = np.searchsorted(places, top - lane_count, side="right"), np.searchsorted(places, bottom)
+            ranges.append((max(begin, first), max(begin, first, min(end, last))))
+    return places, np.array(ranges)
 
 
 def conv2d_backward_weights(dw, db, dy, x, s):
     """dw = dy correlated with x over all images; db = dy summed over images and pixels."""
-    n, c, h, width = x.shape
-    o, k, itemsize = dw.shape[0], dw.shape[2], dw.itemsize
-    taps, size = _tile_taps(k, o)
-    blocks = -(-o // size)
-    plane_size = _plane_size(h, width, k, itemsize)
-    planes, s = _split(s, n, c, plane_size)
-    gradients, s = _split(s, n, blocks * size, plane_size)
-    sums, _ = _split(s, blocks * c, _sums_size(k, taps, size))
-    _pad(planes, x, k, (k - 1) // 2)
-    _pad(gradients, dy, k, 0)
-    positions = _positions(h, width, k, itemsize)
-    _weight_gradient(taps, size)(dw, gradients, planes, sums, positions, _row_stride.py_func(width, k))
-    _bias_gradient(db, dy)
+    n, filters, h, w = dy.shape
+    channels, k, itemsize = x.shape[1], dw.shape[2], dw.itemsize
+    tile = _product_tile_for(filters, channels, k, h, w, itemsize)
+    arena = _Arena(s)
+    x = _with_halo(x, k // 2, arena)
+    blocks, groups = -(-filters // tile.filters), -(-k // tile.taps)
+    if tile.channels:
+        turned = arena.take(n * h, w, blocks * tile.filters)
+        sums = arena.take(blocks * channels, tile.taps * tile.filters)
+        zeros = arena.take(tile.taps)
+        zeros.fill(0)
+        _turn(turned, dy)
+        vectors = tile.filters // lanes(itemsize)
+        _multiply_channels(vectors, tile.taps)(dw, db, turned, x, zeros, sums, _vectors(itemsize))
+        return
+    distance = x.strides[2] // itemsize
+    if halo_of(dy) < k // 2 or dy.strides[2] != x.strides[2]:  # one table of places serves both
+        memory = arena.take(n * filters * layout(h, w, distance - w)[2])
+        memory.fill(0)
+        own = view(memory, dy.shape, distance - w)
+        np.copyto(own, dy)
+        dy = own
+    places, ranges = _strips(h, w, k, distance, itemsize)
+    sums = arena.take(blocks * channels, k * groups * tile.filters * tile.taps * lanes(itemsize))
+    images = max(1, STRIP // (h * w))
+    _multiply_positions(tile.taps, tile.filters)(dw, db, dy, x, sums, places, ranges, images)
+
+
+def _weight_gradient_scratch(n: int, c: int, o: int, h: int, w: int, k: int, itemsize: int) -> int:
+    """Elements of scratch that `conv2d_backward_weights` takes; planes in a halo may be up to 4 apart."""
+    tile = _product_tile_for(o, c, k, h, w, itemsize)
+    blocks, groups = -(-o // tile.filters), -(-k // tile.taps)
+    if tile.channels:
+        own = n * h * w * blocks * tile.filters + blocks * c * tile.taps * tile.filters + tile.taps
+    else:
+        sums = k * groups * tile.filters * tile.taps * lanes(itemsize)
+        own = blocks * c * sums + n * o * layout(h, w, max(4, k // 2))[2]
+    return own + n * c * layout(h, w, k // 2)[2]
+
+
+@cache
+def _multiply_positions(taps: int, filters: int):
+    """The weight gradient with a tile of so many window columns and filters, over vectors of positions."""
+
+    @kernel("weights flat planes planes flat2 places table int")
+    def multiply(dw, db, dy, x, sums, places, ranges, images):
+        """dw[o, c, u, v] = sum of dy[o] x[c], shifted; one task for each block of filters and channel.
+
+        `images` at a time, so that what a strip reads of dy is read for all window rows from the nearest cache.
+        """
+        n_filters, channels, k, _ = dw.shape
+        n_images, _, h, w = dy.shape
+        before, groups, item = (k - 1) // 2, (k + taps - 1) // taps, dw.itemsize
+        g_image, g_channel = dy.strides[0] // item, dy.strides[1] // item
+        x_image, x_channel, x_row = x.strides[0] // item, x.strides[1] // item, x.strides[2] // item
+        size, strips = sums.shape[1] // (k * groups), ranges.shape[0] // k
+        lane_count, n_rows = size // (taps * filters), (h + strips - 1) // strips
+        for task in prange(sums.shape[0]):
+            block, c = task // channels, task % channels
+            o = min(block * filters, n_filters - filters)
+            new = block * filters - o  # the last block may begin early: its first filters belong to the one before
+            own = sums[task]
+            for j in range(own.size):
+                own[j] = 0
+            if c == 0:
+                for f in range(new, filters):
+                    db[o + f] = 0
+            for n in range(0, n_images, images):
+                for strip in range(strips):
+                    for u in range(k):
+                        for group in range(groups):
+                            inner_tile(
+                                filters, taps,
+                                own, (u * groups + group) * size, min(images, n_images - n),
+                                dy, n * g_image + o * g_channel, g_image, g_channel,
+                                x, n * x_image + c * x_channel + (u - before) * x_row - before + group * taps, x_image,
+                                places, ranges[strip * k + u, 0], ranges[strip * k + u, 1],
+                            )  # fmt: skip
+                    if c == 0:
+                        for image in range(n, min(n + images, n_images)):
+                            for f in range(new, filters):
+                                for i in range(strip * n_rows, min(h, strip * n_rows + n_rows)):
+                                    db[o + f] += _sum(row(dy, image, o + f, i))
+            for f in range(new, filters):
+                for u in range(k):
+                    for v in range(k):
+                        place = (u * groups + v // taps) * size
+                        dw[o + f, c, u, v] = lane_sum(own, place + (f * taps + v % taps) * lane_count)
+
+    return multiply
+
+
+@njit(inline="always", **SERIAL)
+def _sum(x):
+    total = x.dtype.type(0)
+    for j in range(x.size):
+        total += x[j]
+    return total
+
+
+@cache
+def _multiply_channels(vectors: int, taps: int):
+    """The weight gradient with a tile of so many window columns, and vectors of the filters of one pixel."""
+
+    @kernel("weights flat pixels planes flat flat2 places")
+    def multiply(dw, db, turned, x, zeros, sums, places):
+        """One task for each block of filters and channel; `turned` is dy as (image and row, column, filter)."""
+        n_filters, channels, k, _ = dw.shape
+        n_images, _, h, w = x.shape
+        before, item = (k - 1) // 2, dw.itemsize
+        x_image, x_channel, x_row = x.strides[0] // item, x.strides[1] // item, x.strides[2] // item
+        padded = turned.shape[2]
+        size = sums.shape[1] // taps
+        for task in prange(sums.shape[0]):
+            block, c = task // channels, task % channels
+            own = sums[task]
+            if c == 0:
+                for f in range(size):
+                    own[f] = 0
+                for line in range(turned.shape[0]):
+                    for j in range(w):
+                        for f in range(size):
+                            own[f] += turned[line, j, block * size + f]
+                for f in range(min(size, n_filters - block * size)):
+                    db[block * size + f] = own[f]
+            for u in range(k):
+                top, bottom = max(0, before - u), min(h, h + before - u)
+                for first in range(0, k, taps):
+                    outer_tile(
+                        vectors, taps, 1,
+                        own, 0, size, places,
+                        turned, top * w * padded + block * size, (h * w * padded, w * padded, padded), places,
+                        x, c * x_channel + (top + u - before) * x_row - before + first, (x_image, x_row, 1),
+                        0, (n_images, max(0, bottom - top), w),
+                        zeros, 0, taps,
+                    )  # fmt: skip
+                    for v in range(first, min(k, first + taps)):
+                        for f in range(min(size, n_filters - block * size)):
+                            dw[block * size + f, c, u, v] = own[(v - first) * size + f]
+
+    return multiply
+
+
+@kernel("pixels planes")
+def _turn(turned, dy):
+    """dy (N, O, H, W) as (N H, W, O), zeros behind the last filter."""
+    n_images, filters, h, w = dy.shape
+    for task in prange(n_images * h):
+        n, i = task // h, task % h
+        for o in range(turned.shape[2]):
+            if o < filters:
+                source = row(dy, n, o, i)
+                for j in range(w):
+                    turned[task, j, o] = source[j]
+            else:
+                for j in range(w):
+                    turned[task, j, o] = 0
+
+
+def convolution_scratch(kernel: str, **size: int) -> int:
+    """Elements of scratch that a convolution kernel needs for the sizes given as shape letters, in any float type."""
+    n, c, o, h, w, k = (size[letter] for letter in "NCOHWK")
+    wishes = {
+        "conv2d_forward": lambda itemsize: _correlation_scratch(n, c, o, h, w, k, itemsize),
+        "conv2d_backward_data": lambda itemsize: _correlation_scratch(n, o, c, h, w, k, itemsize) + n * c * h * w,
+        "conv2d_backward_weights": lambda itemsize: _weight_gradient_scratch(n, c, o, h, w, k, itemsize),
+    }
+    return max(wishes[kernel](itemsize) for itemsize in (4, 8))

@@ -1,20 +1,61 @@
-"""How Numba compiles and runs the kernels: options, threads, and arithmetic that becomes vector code."""
+"""How Numba compiles and runs the kernels: the CPU's vectors, types, threads, and arithmetic that becomes vector code."""
 
 import ctypes
+import hashlib
 import math
+import os
 import sys
+import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import update_wrapper
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import config
 from numba.extending import intrinsic
 
 #: "contract" lets LLVM fuse a * b + c, "reassoc" vectorise sums; NaN and infinities keep their meaning.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-SERIAL = {"fastmath": _FAST, "error_model": "numpy", "cache": True, "nogil": True}
-PARALLEL = {**SERIAL, "parallel": True}
+SERIAL = {"fastmath": _FAST, "error_model": "numpy", "nogil": True}
+
+# ---- vectors
+
+#: What MINICNN_VECTORS may ask for: bytes of a vector, registers, and the CPU feature that it needs.
+_VECTORS = {"avx512": (64, 32, "avx512f"), "avx2": (32, 16, "avx2"), "portable": (16, 16, "")}
+#: Beginnings of the names of features that "avx2" and "portable" must not use.
+_BEYOND = {"avx512": (), "avx2": ("avx512", "avx10", "evex"), "portable": ("avx", "evex", "fma", "f16c", "vaes", "vpcl")}
+
+
+def _choose_vectors() -> tuple[str, int, int]:
+    """The widest vectors of this CPU, or those that the environment variable MINICNN_VECTORS asks for.
+
+    Raises
+    ------
+    ImportError
+        If they are unknown or this CPU lacks them: the backend then counts as unusable.
+    """
+    features = dict(llvm.get_host_cpu_features())
+    if config.CPU_FEATURES is not None:  # the user's NUMBA_CPU_FEATURES or NUMBA_CPU_NAME=generic
+        features = {name[1:]: name[0] == "+" for name in config.CPU_FEATURES.split(",") if name}
+    usable = [name for name, (_, _, feature) in _VECTORS.items() if not feature or features.get(feature)]
+    wanted = os.environ.get("MINICNN_VECTORS") or usable[0]
+    if wanted not in usable:
+        raise ImportError(f"MINICNN_VECTORS={wanted}: expected one that this CPU has, {', '.join(usable)}")
+    if wanted != usable[0]:
+        kept = {name: on and not name.startswith(_BEYOND[wanted]) for name, on in features.items()}
+        config.CPU_FEATURES = ",".join(("+" if on else "-") + name for name, on in sorted(kept.items()))
+    return wanted, *_VECTORS[wanted][:2]
+
+
+#: Name of the vectors in use, bytes of one, and how many of them the CPU has registers for.
+VECTORS, VECTOR_BYTES, VECTOR_REGISTERS = _choose_vectors()
+
+
+# ---- threads
 
 
 def _load_tbb() -> None:
@@ -28,6 +69,73 @@ def _load_tbb() -> None:
 
 
 _load_tbb()
+
+# ---- kernels
+
+#: Of all sources here. Numba's cache looks at the file of a function only, not at what the function calls.
+_FINGERPRINT = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+
+#: Letters of `kernel`'s signatures for what does not depend on the float type.
+_TYPES = {
+    "int": types.intp,
+    "bool": types.boolean,
+    "triple": types.UniTuple(types.intp, 3),
+    "places": types.Array(types.intp, 1, "C"),
+    "table": types.Array(types.intp, 2, "C"),
+    "labels": types.Array(types.int32, 3, "C"),
+}
+
+
+class Kernel:
+    """A function that is compiled, or read from Numba's cache, when a float type first needs it.
+
+    The signature names the type of each argument: float arrays of so many dimensions ("planes" (N, C, H, W) of any
+    strides, "flat" 1-d, "weights" 4-d, "pixels" 3-d, "number" 0-d, all contiguous), "float" and what `_TYPES` lists.
+    One type for contiguous arrays and for planes in a halo means one compilation for both.
+    """
+
+    def __init__(self, function: Callable, signature: str, parallel: bool):
+        update_wrapper(self, function)
+        function.__qualname__ += f"-{_FINGERPRINT.hexdigest()[:12]}"  # becomes a part of the cache's file name
+        self._function = function
+        self._signature = signature.split()
+        self._options = {**SERIAL, "cache": True, "parallel": parallel}
+        self._compiled: dict[str, Callable] = {}
+
+    def __call__(self, first: np.ndarray, *arguments) -> None:
+        compiled = self._compiled.get(first.dtype.char) or self._compile(first.dtype.char)
+        compiled(first, *arguments)
+
+    def _compile(self, char: str) -> Callable:
+        real = {"f": types.float32, "d": types.float64}[char]
+        kinds = _TYPES | {
+            "float": real,
+            "planes": types.Array(real, 4, "A"),
+            "weights": types.Array(real, 4, "C"),
+            "packed": types.Array(real, 5, "C"),
+            "pixels": types.Array(real, 3, "C"),
+            "flat": types.Array(real, 1, "C"),
+            "flat2": types.Array(real, 2, "C"),
+            "number": types.Array(real, 0, "C"),
+        }
+        signature = types.void(*(kinds[kind] for kind in self._signature))
+        try:
+            compiled = njit(signature, **self._options)(self._function)
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            warnings.warn(f"{error}: kernels are compiled anew in every process; set NUMBA_CACHE_DIR", stacklevel=4)
+            compiled = njit(signature, **(self._options | {"cache": False}))(self._function)
+        self._compiled[char] = compiled
+        return compiled
+
+
+def kernel(signature: str, parallel: bool = True) -> Callable[[Callable], Kernel]:
+    """Decorator: make a `Kernel`; `parallel` lets its prange loops use threads."""
+    return lambda function: Kernel(function, signature, parallel)
+
+
+# ---- arithmetic
 
 
 @intrinsic
@@ -81,3 +189,10 @@ def exp(x):
     y = y * r + like(1.0, x)
     y = y * r + like(1.0, x)
     return y * power_of_two(n)
+
+
+@njit(inline="always", **SERIAL)
+def tanh(x):
+    """1 - 2 / (e^2x + 1); absolute error below 2e-7 in float32."""
+    e = exp(x + x)
+    return like(1.0, e) - like(2.0, e) / (e + like(1.0, e))

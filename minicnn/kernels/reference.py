@@ -19,6 +19,11 @@ download = np.asarray
 _BLAS = ThreadpoolController()
 
 
+def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
+    """Zeros (N, C, H, W); this backend has no use for a halo."""
+    return np.zeros(shape, dtype)
+
+
 def upload(destination: np.ndarray, source: np.ndarray) -> None:
     """Copy a NumPy array of the same shape into `destination`, converting the dtype."""
     np.copyto(destination, source, casting="unsafe")
@@ -38,7 +43,7 @@ def scratch_size(kernel: str, **size: int) -> int:
         return 2 * size["N"] * size["C"] * size["P"] * size["Q"]
     if kernel == "mean_pool2d_backward":
         return size["N"] * size["C"] * size["P"] * size["Q"]
-    if kernel == "tanh_backward":
+    if kernel in ("tanh_backward", "interlink_backward"):
         return size["N"] * size["C"] * size["H"] * size["W"]
     if kernel.startswith("softmax_cross_entropy"):
         return 3 * size["N"] * size["H"] * size["W"]
@@ -227,6 +232,27 @@ def tanh_backward(dx, dy, y, s, add):
     np.subtract(1, product, out=product)
     product *= dy
     _store(dx, product, add)
+
+
+def interlink_forward(y, pooled, up, x):
+    """y = tanh(x); pooled = maxima of 2 x 2 tiles of y, up = y doubled, unless they have no channels."""
+    tanh_forward(y, x)
+    if pooled.shape[1]:
+        max_pool2d_forward(pooled, y, 2, 2, 0)
+    if up.shape[1]:
+        upsample_nearest2d_forward(up, y, 2)
+
+
+def interlink_backward(dx, dy, dpooled, dup, y, s):
+    """dx = (dy + gradients of pooled and up) (1 - y^2); what has no channels counts as 0; dx may be dy itself."""
+    dx[...] = dy if dy.shape[1] else 0
+    if dup.shape[1]:
+        upsample_nearest2d_backward(dx, dup, 2, True)
+    if dpooled.shape[1]:
+        pooled = s[: dpooled.size].reshape(dpooled.shape)
+        max_pool2d_forward(pooled, y, 2, 2, 0)
+        max_pool2d_backward(dx, dpooled, y, pooled, s[dpooled.size :], 2, 2, 0, True)
+    tanh_backward(dx, dx, y, s, False)
 
 
 def _labelled(t: np.ndarray, labels: int, s: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

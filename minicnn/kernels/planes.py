@@ -1,0 +1,62 @@
+"""Memory layout of the "numba" backend's activations: planes in a halo of zeros.
+
+A convolution that finds zeros around each plane need neither test for borders
+nor copy its input. Rows of W numbers lie W + halo apart, so that the zeros
+right of one row are also the zeros left of the next::
+
+    0 0 0 0 0 0        halo 1, H = 2, W = 3: rows 4 apart
+    0 x x x 0
+      x x x 0 0
+    0 0 0 0 ...
+
+Everybody sees the plain (N, C, H, W) view of the x; nobody writes past it, so
+the zeros stay zeros.
+"""
+
+import numpy as np
+
+#: Numbers behind each plane that a vector may read past the last zero.
+_SLACK = 16
+
+
+class HaloMemory(np.ndarray):
+    """Flat memory of planes. To find it as an array's owner is to know that there are zeros around the planes."""
+
+    halo: int
+    plane: tuple[int, ...]  # H, W, and the strides of both in bytes
+
+
+def layout(h: int, w: int, halo: int) -> tuple[int, int, int]:
+    """Offset of a plane's first number, distance of its rows, and size of the whole, zeros included."""
+    stride = w + halo
+    first = halo * stride + halo
+    return first, stride, -(-(first + (h + halo) * stride + halo + _SLACK) // _SLACK) * _SLACK
+
+
+def view(memory: np.ndarray, shape: tuple[int, ...], halo: int) -> np.ndarray:
+    """The planes (N, C, H, W) in flat memory that begins with the first plane's halo."""
+    n, c, h, w = shape
+    first, stride, size = layout(h, w, halo)
+    itemsize = memory.itemsize
+    strides = (c * size * itemsize, size * itemsize, stride * itemsize, itemsize)
+    return np.ndarray(shape, memory.dtype, memory, first * itemsize, strides)
+
+
+def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
+    """Zeros (N, C, H, W), a view of memory that has `halo` zeros on each side of every plane."""
+    n, c, h, w = shape
+    memory = HaloMemory(n * c * layout(h, w, halo)[2], dtype)
+    memory.fill(0)
+    array = view(memory, shape, halo)
+    memory.halo, memory.plane = halo, (h, w, *array.strides[2:])
+    return array
+
+
+def halo_of(x: np.ndarray) -> int:
+    """Zeros on each side of x's planes; -1 for arrays that `planes` did not make, and for parts of planes."""
+    owner = x.base
+    while isinstance(owner, np.ndarray):
+        if isinstance(owner, HaloMemory):
+            return owner.halo if (*x.shape[2:], *x.strides[2:]) == owner.plane else -1
+        owner = owner.base
+    return -1
