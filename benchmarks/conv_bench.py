@@ -4,23 +4,29 @@ The kernels are called directly. All contenders take turns, round after round,
 so that whatever else the machine does meets them alike.
 """
 
-import importlib
 import json
 import time
-from argparse import ArgumentTypeError
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from measure import Peak, cores, machine
+from measure import (
+    Peak,
+    convolution_flops,
+    cores,
+    find_torch,
+    format_table,
+    machine,
+    result_file,
+    thread_counts,
+)
 
-from icnn.command import Parser, existing_folder, positive, progress, run
+from icnn.command import Parser, positive, progress, run
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
 from minicnn.checkpoint import atomic_path
@@ -36,6 +42,7 @@ KERNELS = {
 ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a call
 SCALING = 0.8  # least share of the ideal gain by more threads at which their rows are taken at face value
 WARM = 0.01  # s of calls before the clock starts: a thread that slept may be milliseconds late
+AIM = 0.9  # least speed against torch's better layout that every convolution should have
 SHORT = 2e8  # FLOP; shorter calls are repeated, so that the clock's steps do not matter
 
 
@@ -61,8 +68,8 @@ class Convolution:
         return [direction for direction in KERNELS if direction != "input_gradient" or self.input_gradient]
 
     def flops(self, batch: int) -> float:
-        """Multiplications and additions, the same in each direction; a padding's zeros count as pixels."""
-        return 2.0 * batch * self.channels * self.filters * self.window**2 * self.size**2
+        """Multiplications and additions, the same in each direction."""
+        return convolution_flops(batch, self.channels, self.filters, self.window, self.size)
 
 
 class Case(NamedTuple):
@@ -144,14 +151,6 @@ def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int
         if convolution.input_gradient:
             add(Case(convolution, "input_gradient"), dx, dy, w, s, False)
     return Contender(name, kernels.threads, calls, lambda: kernels.download(signal))
-
-
-def find_torch() -> ModuleType | None:
-    """PyTorch, None where it is not installed or cannot be loaded."""
-    try:
-        return importlib.import_module("torch")
-    except (ImportError, OSError):  # OSError: one of its libraries does not load
-        return None
 
 
 def torch_contender(torch: ModuleType, layout: str, convolutions: Sequence[Convolution], batch: int) -> Contender:
@@ -301,14 +300,26 @@ def format_rows(rows: Iterable[dict]) -> str:
         name = row["layer"], row["direction"], row["backend"], str(row["threads"])
         figures = f"{row['ms']:.2f}", f"{row['gflops']:.0f}", share_text(row)
         lines.append((*name, *figures, torch_text(row, "torch_default"), torch_text(row, "torch_channels_last")))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 3 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+    return format_table(lines, 3)
+
+
+def format_worst(rows: Iterable[dict]) -> str:
+    """For each number of threads the convolution that is slowest beside the better layout of torch."""
+    texts = []
+    compared = [row for row in rows if row["torch_default_ms"] and row["torch_channels_last_ms"]]
+    for threads in sorted({row["threads"] for row in compared}):
+        ratios = {
+            min(row["torch_default_ms"], row["torch_channels_last_ms"]) / row["ms"]: row
+            for row in compared
+            if row["threads"] == threads
+        }
+        below = sum(ratio < AIM for ratio in ratios)
+        worst = ratios[min(ratios)]
+        texts.append(
+            f"threads {threads}: least against torch's better layout {min(ratios):.2f}x, {worst['layer']} "
+            f"{worst['direction']}; {below} of {len(ratios)} below {AIM}x"
         )
-        for line in lines
-    )
+    return "\n".join(texts)
 
 
 def format_peaks(samples: Samples, threads: Sequence[int]) -> str:
@@ -322,23 +333,6 @@ def format_peaks(samples: Samples, threads: Sequence[int]) -> str:
             f"so the rows of {most} threads say little"
         )
     return "\n".join(lines)
-
-
-def result_file(text: str) -> Path:
-    """Argument type: a file to write, checked now and not after minutes of measuring."""
-    path = Path(text)
-    if path.is_dir():
-        raise ArgumentTypeError(f"{text}: expected a file to write, found a folder")
-    existing_folder(str(path.parent))
-    return path
-
-
-def thread_counts(text: str) -> list[int]:
-    """Argument type: whole numbers from 1 to the number of cores, with commas."""
-    counts = sorted({positive(part) for part in text.split(",")})
-    if max(counts) > cores():
-        raise ArgumentTypeError(f"expected at most {cores()} threads, as many as cores, got {text!r}")
-    return counts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -376,6 +370,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(machine())
     print(format_peaks(samples, options.threads))
     print(format_rows(rows + make_totals(rows, samples)))
+    print(format_worst(rows))
     if options.json:
         figures = {"machine": machine(), "peak_gflops": peak, "rows": rows}
         with atomic_path(options.json) as path:

@@ -1,11 +1,15 @@
-"""What the benchmarks share: this CPU's peak of fused multiply-adds, and what machine it is."""
+"""What the benchmarks share: this CPU's peak of fused multiply-adds, what machine it is, options and tables."""
 
+import importlib
 import os
 import platform
 import sys
 import time
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from llvmlite import ir
@@ -15,8 +19,13 @@ from numba.extending import intrinsic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's packages, installed or not
 
+from icnn.command import existing_folder, positive
+from minicnn.graph import Graph
 from minicnn.kernels import get_backend
-from minicnn.kernels.simd import VECTOR_BYTES, lanes
+from minicnn.kernels.jit import VECTOR_BYTES
+from minicnn.kernels.simd import lanes
+from minicnn.layers import Conv2D
+from minicnn.memory import needs_gradient
 
 _LANES = lanes(4)
 #: Independent sums: enough to hide a multiply-add's latency (two a cycle, 4 cycles each), and few enough for
@@ -108,4 +117,65 @@ def machine() -> str:
     return (
         f"{cores()} cores, {8 * VECTOR_BYTES}-bit vectors, {platform.machine()}, {sys.platform}; "
         f"Python {platform.python_version()}, {', '.join(packages)}"
+    )
+
+
+def find_torch() -> ModuleType | None:
+    """PyTorch, None where it is not installed or cannot be loaded."""
+    try:
+        return importlib.import_module("torch")
+    except (ImportError, OSError):  # OSError: one of its libraries does not load
+        return None
+
+
+def convolution_flops(batch: int, channels: int, filters: int, window: int, size: int) -> float:
+    """Multiplications and additions of one direction of a convolution; a padding's zeros count as pixels."""
+    return 2.0 * batch * channels * filters * window**2 * size**2
+
+
+def step_flops(graph: Graph, batch: int) -> float:
+    """Multiplications and additions of a step's convolutions; nobody needs the gradient of the image."""
+    needed, total = needs_gradient(graph), 0.0
+    for node in graph.nodes.values():
+        if isinstance(node.layer, Conv2D):
+            channels, size, _ = graph.input_shapes(node)[0]
+            one = convolution_flops(batch, channels, node.layer.filters, node.layer.window, size)
+            total += one * (3 if node.inputs[0] in needed else 2)
+    return total
+
+
+# ---- options and tables
+
+
+def result_file(text: str) -> Path:
+    """Argument type: a file to write, checked now and not after minutes of measuring."""
+    path = Path(text)
+    if path.is_dir():
+        raise ArgumentTypeError(f"{text}: expected a file to write, found a folder")
+    existing_folder(str(path.parent))
+    return path
+
+
+def thread_counts(text: str) -> list[int]:
+    """Argument type: whole numbers from 1 to the number of cores, with commas."""
+    counts = counts_of(text)
+    if max(counts) > cores():
+        raise ArgumentTypeError(f"expected at most {cores()} threads, as many as cores, got {text!r}")
+    return counts
+
+
+def counts_of(text: str) -> list[int]:
+    """Argument type: whole numbers of at least 1, with commas."""
+    return sorted({positive(part) for part in text.split(",")})
+
+
+def format_table(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns as wide as their widest cell; the first `left` of them begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
     )

@@ -195,12 +195,22 @@ def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.
     -------
     (H, W) uint8
     """
-    if rule == "argmax":
-        labels = maps.argmax(2)
-    else:
-        parts = maps[..., 1:]
-        labels = np.where(parts.max(2) > 50, parts.argmax(2) + 1, 0)
-    return np.where(inside, labels, 0).astype(np.uint8)
+    labels = np.zeros(inside.shape, np.uint8)
+    _label(labels, maps, inside, rule == "threshold")
+    return labels
+
+
+@njit(cache=True, nogil=True)
+def _label(labels, maps, inside, threshold):
+    for i in range(labels.shape[0]):
+        for j in range(labels.shape[1]):
+            first = 1 if threshold else 0
+            best = first
+            for label in range(first + 1, maps.shape[2]):
+                if maps[i, j, label] > maps[i, j, best]:
+                    best = label
+            if inside[i, j] and not (threshold and maps[i, j, best] <= 50):
+                labels[i, j] = best
 
 
 def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
@@ -217,10 +227,32 @@ def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     -------
     (3, H, W) float32
     """
-    real = values[inside].astype(np.float32, copy=False)
     out = np.zeros((values.shape[2], *inside.shape), np.float32)
-    if real.size:
-        mean, std = real.mean(0, dtype=np.float64), real.std(0, dtype=np.float64)
-        constant = std <= 1e-5 * np.abs(real).max(0)
-        out[:, inside] = ((real - mean) / np.where(constant, 1, std)).T
+    _normalise(out, values, inside)
     return out
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _normalise(out, values, inside):
+    """In float64, and without holding up other threads: this runs beside the training's steps."""
+    height, width = inside.shape
+    for c in range(out.shape[0]):
+        count, total, peak = 0, 0.0, 0.0
+        for i in range(height):
+            for j in range(width):
+                if inside[i, j]:
+                    count += 1
+                    total += values[i, j, c]
+                    peak = max(peak, abs(values[i, j, c]))
+        mean, squares = total / max(count, 1), 0.0
+        for i in range(height):
+            for j in range(width):
+                if inside[i, j]:
+                    squares += (values[i, j, c] - mean) ** 2
+        std = np.sqrt(squares / max(count, 1))
+        if std <= 1e-5 * peak:
+            std = 1.0
+        for i in range(height):
+            for j in range(width):
+                if inside[i, j]:
+                    out[c, i, j] = (values[i, j, c] - mean) / std

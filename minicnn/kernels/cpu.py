@@ -22,6 +22,7 @@ from minicnn.kernels.simd import row
 __all__ = ["planes"]  # part of the backend
 
 NAME = "numba"
+_BLOCK = 1 << 14  # parameters that one task updates
 
 empty = np.empty
 zeros = np.zeros
@@ -35,14 +36,19 @@ def upload(destination: np.ndarray, source: np.ndarray) -> None:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Use `count` threads (at most those that Numba started with) inside a ``with`` block."""
+    """Use `count` threads (at most those that Numba started with) inside a ``with`` block.
+
+    They take task after task, so that one that is held up by another process does not hold up all.
+    """
     before = numba.get_num_threads()
     most = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
     numba.set_num_threads(min(count, most))
+    chunk = numba.set_parallel_chunksize(1)
     try:
         yield
     finally:
         numba.set_num_threads(before)
+        numba.set_parallel_chunksize(chunk)
 
 
 def scratch_size(kernel: str, **size: int) -> int:
@@ -217,13 +223,13 @@ def concat_backward(dx, dy, offset, add):
                 target[j] = target[j] + gradient[j] if add else gradient[j]
 
 
-@njit(inline="always", **SERIAL)
+@njit(**SERIAL)
 def _clear(x):
     for j in range(x.size):  # a slice assignment would cost seconds of compilation
         x[j] = 0
 
 
-@njit(inline="always", **SERIAL)
+@njit(**SERIAL)
 def _copy(y, x):
     for j in range(y.size):
         y[j] = x[j]
@@ -243,7 +249,7 @@ def tanh_forward(y, x):
             _tanh(row(y, n, c, i), row(x, n, c, i))
 
 
-@njit(inline="always", **SERIAL)
+@njit(**SERIAL)
 def _tanh(y, x):
     """y = tanh(x); y may be x itself. A loop over two arrays that are one would not become vector code."""
     if y.ctypes.data != x.ctypes.data:
@@ -288,7 +294,7 @@ def interlink_forward(y, pooled, up, x):
                     peak[j] = _largest(_largest(before[2 * j], before[2 * j + 1]), _largest(value[2 * j], value[2 * j + 1]))
 
 
-@njit(inline="always", **SERIAL)
+@njit(**SERIAL)
 def _largest(a, b):
     return b if b > a or b != b else a  # NaN must not be lost
 
@@ -320,7 +326,7 @@ def interlink_backward(dx, dy, dpooled, dup, y, s):
                 target[j] -= target[j] * value[j] * value[j]
 
 
-@njit(inline="always", **SERIAL)
+@njit(**SERIAL)
 def _scatter(top, bottom, gradient, above, below):
     """Add each gradient to the first maximum of its 2 x 2 tile: without branches, so that it becomes vector code."""
     for j in range(gradient.size):
@@ -395,8 +401,9 @@ def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
 @kernel("flat flat flat flat float float bool float float")
 def sgd_update(values, velocity, gradients, s, lr, momentum, nesterov, weight_decay, shrink):
     """One step of `minicnn.sgd.SGD` on the flat buffers."""
-    for i in prange(values.size):
-        step = -lr * (gradients[i] + weight_decay * values[i])
-        velocity[i] = momentum * velocity[i] + step
-        move = momentum * velocity[i] + step if nesterov else velocity[i]
-        values[i] = shrink * values[i] + move
+    for task in prange((values.size + _BLOCK - 1) // _BLOCK):
+        for i in range(task * _BLOCK, min(values.size, (task + 1) * _BLOCK)):
+            step = -lr * (gradients[i] + weight_decay * values[i])
+            velocity[i] = momentum * velocity[i] + step
+            move = momentum * velocity[i] + step if nesterov else velocity[i]
+            values[i] = shrink * values[i] + move

@@ -28,6 +28,7 @@ from minicnn.kernels.simd import inner_tile, lane_sum, lanes, outer_tile, row
 
 MOST_SCALARS = 9 if VECTOR_REGISTERS == 32 else 6  # filters of a tile of positions, beside two vectors
 MOST_PIXELS = 12 if VECTOR_REGISTERS == 32 else 6  # pixels of a tile of channels, beside two vectors
+MOST_VECTORS = 4 if VECTOR_REGISTERS == 32 else 3  # of positions, beside up to three filters
 PARTS = 16  # tasks that one call should give at least, so that several threads have work even for one image
 STRIP = 1024  # positions that the weight gradient handles at a time: what it reads stays in the nearest cache
 
@@ -125,10 +126,10 @@ def _cuts(w: int, lane_count: int) -> tuple[_Cut, ...]:
     whole = w - w % lane_count
     cuts = [_Cut(0, whole, 1, lane_count)] if whole else []
     if rest := w - whole:
-        runs = {segments: lane_count // segments for segments in _SEGMENT_COST if lane_count // segments <= w}
+        runs = {parts: lane_count // parts for parts in _SEGMENT_COST if 1 <= lane_count // parts <= w}
         if not runs:
             return ()
-        best = min(runs, key=lambda segments: -(-rest // runs[segments]) * runs[segments] * _SEGMENT_COST[segments])
+        best = min(runs, key=lambda parts: -(-rest // runs[parts]) * runs[parts] * _SEGMENT_COST[parts])
         cuts.append(_Cut(whole, w, best, runs[best]))
     return tuple(cuts)
 
@@ -183,7 +184,7 @@ def _correlate(y, x, w, b, s, transposed: bool) -> None:
         _correlate_channels(vectors, tile.pixels)(y, x, packed, bias, zeros, sums, _vectors(itemsize), before, filters)
         return
     parts = -(-PARTS // (n * blocks))
-    vectors = 2 if tile.filters > 3 else 4
+    vectors = 2 if tile.filters > 3 else MOST_VECTORS
     for cut in _cuts(width, lanes(itemsize)):
         multiple = vectors * cut.segments
         y_places, x_places, _ = _runs(h, width, cut, multiple, y.strides[2] // itemsize, x.strides[2] // itemsize)
@@ -330,8 +331,8 @@ class _ProductTile(NamedTuple):
 def _product_tile_for(filters: int, c: int, k: int, h: int, w: int, itemsize: int) -> _ProductTile:
     """The faster of both ways; the constants are fits to measured rates."""
     lane_count = lanes(itemsize)
-    taps = min(k, 9 if VECTOR_REGISTERS == 32 else 5)
-    size = _block(filters, max(1, (VECTOR_REGISTERS - 2) // (taps + 1)))
+    taps = min(range(1, min(k, 9) + 1), key=lambda taps: _product_cost(k, taps))
+    size = _block(filters, _product_filters(taps))
     places, _ = _strips(h, w, k, w + k // 2, itemsize)
     share = 0.92 * h * w / (places.size * lane_count) * filters / (-(-filters // size) * size)
     tiles = [_ProductTile(share, False, taps, size)]
@@ -340,6 +341,17 @@ def _product_tile_for(filters: int, c: int, k: int, h: int, w: int, itemsize: in
         share = 0.88 * min(1.0, vectors * taps / 5) * filters / (-(-filters // size) * size) * depth / (depth + 35)
         tiles.append(_ProductTile(share, True, taps, size))
     return max(tiles)
+
+
+def _product_filters(taps: int) -> int:
+    """Most filters beside so many taps: a sum for each pair, a vector of each filter, and one of x."""
+    return (VECTOR_REGISTERS - 2) // (taps + 1)
+
+
+def _product_cost(k: int, taps: int) -> float:
+    """Columns computed for each of the window's, and half a multiply-add's time for each vector loaded."""
+    filters = _product_filters(taps)
+    return -(-k // taps) * taps / k * (1 + (filters + taps) / (filters * taps) / 2)
 
 
 @cache
@@ -465,7 +477,7 @@ def _multiply_positions(taps: int, filters: int):
     return multiply
 
 
-@njit(inline="always", **SERIAL)
+@njit(**SERIAL)
 def _sum(x):
     total = x.dtype.type(0)
     for j in range(x.size):

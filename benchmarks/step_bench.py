@@ -1,0 +1,324 @@
+"""``python benchmarks/step_bench.py``: a whole training step, and all that surrounds it.
+
+A step is forward, loss, backward and update. Ours and PyTorch's take turns,
+round after round, so that whatever else the machine does meets them alike.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+from measure import Peak, cores, counts_of, find_torch, format_table, machine, result_file, step_flops, thread_counts
+
+from icnn.batches import Batches, samples_of
+from icnn.command import Parser, existing_folder, progress, run
+from icnn.config import load_config
+from icnn.dataset import SmithFolder
+from icnn.network import icnn_graph
+from icnn.parts import NETWORKS
+from icnn.synthetic import synthetic_faces
+from minicnn import SGD, Plan
+from minicnn.checkpoint import atomic_path
+from minicnn.kernels import get_backend
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ((9, 64), (2, 64), (4, 80))  # labels and side of the five networks' inputs
+LAYOUTS = ("default", "channels_last")
+ROUNDS, TURN = 11, 0.15  # rounds, and least seconds of a turn: shorter steps are repeated
+PAUSE = 0.01  # s; other libraries' threads spin for a while after a call
+FACES = 100  # synthetic faces behind the steps with data, unless --data
+OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)
+
+#: What the project wants of the step at batch 10 and the most threads: default, channels_last, share of peak; aims.
+GOALS = {
+    (9, 64): ((2.2, 2.5), (1.4, 1.6), (0.70, 0.80)),
+    (2, 64): ((2.0, 2.4), (1.3, 1.5), (0.62, 0.75)),
+    (4, 80): ((2.0, 2.4), (1.3, 1.5), (0.62, 0.75)),
+}
+
+
+class Case(NamedTuple):
+    """A network by its labels and input side, with a batch size."""
+
+    labels: int
+    size: int
+    batch: int
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images (N, 3, S, S) float32 and labels (N, S, S)."""
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal((self.batch, 3, self.size, self.size)).astype(np.float32)
+        return images, rng.integers(0, self.labels, (self.batch, self.size, self.size))
+
+
+class Goal(NamedTuple):
+    """A figure, what it must reach, and what it aims at; `at_most` for those that should be small."""
+
+    what: str
+    value: float
+    least: float
+    aim: float
+    unit: str = "x"
+    at_most: bool = False
+
+    def line(self) -> tuple[str, ...]:
+        def met(bound: float) -> bool:
+            return self.value <= bound if self.at_most else self.value >= bound
+
+        verdict = "aim" if met(self.aim) else "least" if met(self.least) else "missed"
+        return (self.what, *(f"{number:.2f}{self.unit}" for number in (self.value, self.least, self.aim)), verdict)
+
+
+# ---- steps
+
+
+def torch_steps(torch, case: Case, values, compiled: bool) -> dict[str, Callable[[], object]]:
+    """PyTorch's steps by name: both layouts, eager and, if asked for and possible, compiled."""
+    from torch_twin import TorchStep
+
+    graph, (images, labels) = icnn_graph(case.labels, case.size), case.inputs()
+    steps: dict[str, Callable[[], object]] = {}
+    for layout, is_compiled in product(LAYOUTS, (False, True) if compiled else (False,)):
+        if is_compiled:
+            torch.compiler.reset()
+        step = TorchStep(graph, values, images, labels, layout, is_compiled)
+        try:
+            step()
+        except Exception as error:  # a compiler that is not there, or does not take this network
+            print(f"step_bench: no compiled {layout}: {str(error).splitlines()[0]}", file=sys.stderr)
+        else:
+            steps[f"{layout} {'compiled' if is_compiled else 'eager'}"] = step
+    return steps
+
+
+def time_turn(step: Callable[[], object], least: float) -> float:
+    """Seconds of a step, after one that warms the caches and wakes the threads."""
+    time.sleep(PAUSE)
+    step()
+    start, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - start < least:
+        step()
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+def measure_case(
+    case: Case, threads: Sequence[int], peak: Peak, torch, compiled: bool, rounds: int, least: float
+) -> list[dict]:
+    """The rows of one network and batch size, one for each number of threads."""
+    graph, (images, labels) = icnn_graph(case.labels, case.size), case.inputs()
+    plans = {count: Plan(graph, case.batch, "numba", threads=count) for count in threads}
+    others = torch_steps(torch, case, plans[threads[0]].parameters, compiled) if torch else {}
+    seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
+    peaks: dict[int, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for count in threads:
+            peaks[count].append(peak.gflops(count))
+            own = plans[count]
+            seconds["ours", count].append(time_turn(lambda own=own: own.step(images, labels, OPTIMISER), least))
+            if torch:
+                torch.set_num_threads(count)
+            for name, step in others.items():
+                seconds[name, count].append(time_turn(step, least))
+    rows = []
+    for count in threads:
+        ms = 1e3 * median(seconds["ours", count])
+        best = {layout: _best(seconds, layout, count) for layout in LAYOUTS}
+        rows.append(
+            {
+                "labels": case.labels,
+                "size": case.size,
+                "batch": case.batch,
+                "threads": count,
+                "ms": ms,
+                "share_of_peak": step_flops(graph, case.batch) / ms * 1e-6 / median(peaks[count]),
+                "torch_default_ms": best["default"],
+                "torch_channels_last_ms": best["channels_last"],
+                "ratio_default": best["default"] and best["default"] / ms,
+                "ratio_channels_last": best["channels_last"] and best["channels_last"] / ms,
+            }
+        )
+    return rows
+
+
+def _best(seconds: dict[tuple[str, int], list[float]], layout: str, threads: int) -> float | None:
+    """ms of the faster of eager and compiled; None without PyTorch."""
+    times = [median(values) for (name, count), values in seconds.items() if name.startswith(layout) and count == threads]
+    return 1e3 * min(times) if times else None
+
+
+# ---- what surrounds a step
+
+
+def data_rates(folder: Path | None, threads: int, rounds: int, steps: int) -> dict[str, tuple[float, float]]:
+    """Images per second of each network's training: with data, and of bare steps on one batch."""
+    config = load_config(None, [])
+    faces = SmithFolder(str(folder)).load_split("exemplars") if folder else synthetic_faces(FACES, 0, "exemplars")
+    rates = {}
+    for name, network in NETWORKS.items():
+        train, augment = config.for_network(name)
+        batches = Batches(name, samples_of(name, faces, train.centre), train, augment, config.seed)
+        plan = Plan(icnn_graph(network.labels, network.size), train.batch, "numba", threads=threads)
+        fixed = batches.make(0)
+        plan.step(fixed.images, fixed.labels, OPTIMISER, fixed.weights)
+        seconds: dict[str, list[float]] = {"data": [], "bare": []}
+        for number in range(rounds):
+            start = time.perf_counter()
+            for batch in batches.ahead(number * steps, (number + 1) * steps):
+                plan.step(batch.images, batch.labels, OPTIMISER, batch.weights)
+            middle = time.perf_counter()
+            for _ in range(steps):
+                plan.step(fixed.images, fixed.labels, OPTIMISER, fixed.weights)
+            seconds["data"].append(middle - start)
+            seconds["bare"].append(time.perf_counter() - middle)
+        images = steps * train.batch
+        rates[name] = images / median(seconds["data"]), images / median(seconds["bare"])
+    return rates
+
+
+def busy_ratio(rounds: int) -> float:
+    """A single-thread step's time beside a process that never rests, over its time without."""
+    case = Case(9, 64, 10)
+    plan, (images, labels) = Plan(icnn_graph(case.labels, case.size), case.batch, "numba", threads=1), case.inputs()
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _, busy in product(range(rounds), (False, True)):
+        neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+        with neighbour or nullcontext():
+            seconds[busy].append(time_turn(lambda: plan.step(images, labels, OPTIMISER), TURN))
+            if neighbour:
+                neighbour.kill()
+    return median(seconds[True]) / median(seconds[False])
+
+
+_FIRST_STEP = """
+import numpy as np
+from icnn.network import icnn_graph
+from minicnn import SGD, Plan
+plan = Plan(icnn_graph(9, 64), 10, "numba")
+plan.step(np.zeros((10, 3, 64, 64), np.float32), np.zeros((10, 64, 64), int), SGD(lr=0.01, momentum=0.9))
+with open("/proc/self/status") as status:
+    print(*(line.split()[1] for line in status if line.startswith("VmHWM")))
+"""
+
+
+def starts(rounds: int) -> tuple[float, float, float]:
+    """Seconds of a process until its first step is done: cold, and with compiled kernels; then its most MiB (Linux)."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+        seconds, resident = [], 0.0
+        for _ in range(1 + rounds):
+            start = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-c", _FIRST_STEP], env=environment, capture_output=True, text=True, check=True
+            )
+            seconds.append(time.perf_counter() - start)
+            resident = float(done.stdout or 0) / 1024
+    return seconds[0], median(seconds[1:]), resident
+
+
+# ---- tables
+
+
+def format_rows(rows: Sequence[dict]) -> str:
+    """The table of the steps."""
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    lines = [
+        ("labels", "size", "batch", "threads", "ms", "of peak", "torch ms", "ratio", "channels_last ms", "ratio")
+    ]
+    for row in rows:
+        lines.append(
+            (
+                *(str(row[key]) for key in ("labels", "size", "batch", "threads")),
+                f"{row['ms']:.1f}",
+                f"{row['share_of_peak']:.0%}",
+                number(row["torch_default_ms"], ".1f"),
+                number(row["ratio_default"], ".2f"),
+                number(row["torch_channels_last_ms"], ".1f"),
+                number(row["ratio_channels_last"], ".2f"),
+            )
+        )
+    return format_table(lines, 0)
+
+
+def step_goals(rows: Sequence[dict]) -> list[Goal]:
+    """How the steps of batch 10 stand beside what the project wants of them."""
+    goals, found = [], {(row["labels"], row["size"], row["threads"]): row for row in rows if row["batch"] == 10}
+    most = max(threads for _, _, threads in found) if found else 0
+    for (labels, size), bounds in GOALS.items():
+        row = found.get((labels, size, most))
+        if row is None:
+            continue
+        text = f"step, L = {labels} at {size} px, {most} threads"
+        ratios = (("torch default", "ratio_default"), ("torch channels_last", "ratio_channels_last"))
+        for (what, key), (least, aim) in zip(ratios, bounds, strict=False):
+            if row[key]:
+                goals.append(Goal(f"{text}, against {what}", row[key], least, aim))
+        goals.append(Goal(f"{text}, share of the peak", row["share_of_peak"], *bounds[2], unit=""))
+        if most > 1 and (single := found.get((labels, size, 1))):
+            goals.append(Goal(f"{text}, against 1 thread", single["ms"] / row["ms"], 0.925 * most, 0.975 * most))
+    return goals
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see ``--help``."""
+    parser = Parser(
+        prog="python benchmarks/step_bench.py",
+        description="Time training steps beside the CPU's peak of multiply-adds and, if it is installed, PyTorch; "
+        "then training with data, beside a busy process, and from a cold start.",
+    )
+    parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the steps' figures as JSON")
+    parser.add_argument(
+        "--threads", type=thread_counts, default=sorted({1, cores()}), metavar="N,N", help="(default: 1 and all cores)"
+    )
+    parser.add_argument("--batch", type=counts_of, default=[1, 10, 64], metavar="N,N", help="(default: 1,10,64)")
+    parser.add_argument("--data", type=existing_folder, metavar="DIR", help="faces for training with data")
+    parser.add_argument("--no-compile", action="store_true", help="PyTorch eager only: spares minutes of torch.compile")
+    parser.add_argument("--steps-only", action="store_true", help="leave out data, busy neighbours and starts")
+    parser.add_argument("--quick", action="store_true", help="one network and two rounds: does it run?")
+    options = parser.parse_args(argv)
+    get_backend("numba")
+    rounds, least = (2, 0.0) if options.quick else (ROUNDS, TURN)
+    kinds = KINDS[1:2] if options.quick else KINDS
+    torch, peak, rows = find_torch(), Peak(), []
+    compiled = not (options.no_compile or options.quick)
+    for kind, batch in progress(list(product(kinds, options.batch)), "steps"):
+        rows += measure_case(Case(*kind, batch), options.threads, peak, torch, compiled, rounds, least)
+    print(machine())
+    print(format_rows(rows))
+    goals = step_goals(rows)
+    if not options.steps_only:
+        rates = data_rates(options.data, max(options.threads), 1 if options.quick else 5, 3 if options.quick else 20)
+        for name, (with_data, bare) in rates.items():
+            print(f"{name}: {with_data:.0f} images/s with data, {bare:.0f} bare")
+        all_data, all_bare = (sum(1 / rate[k] for rate in rates.values()) for k in (0, 1))
+        goals.append(Goal("five networks with data, against bare steps", all_bare / all_data, 0.9, 0.95))
+        goals.append(Goal("one thread beside a busy process", busy_ratio(rounds), 1.15, 1.05, at_most=True))
+        cold, cached, resident = starts(1 if options.quick else 5)
+        goals.append(Goal("first step of a process, kernels not compiled", cold, 25, 12, " s", at_most=True))
+        goals.append(Goal("first step of a process, kernels compiled", cached, 1.5, 0.7, " s", at_most=True))
+        goals.append(Goal("resident memory at batch 10", resident, 600, 350, " MiB", at_most=True))
+    if goals:
+        print(format_table([("", "measured", "least", "aim", "reached"), *(goal.line() for goal in goals)], 1))
+    if options.json:
+        gflops = median(peak.gflops(max(options.threads)) for _ in range(5))
+        with atomic_path(options.json) as path:
+            path.write_text(json.dumps({"machine": machine(), "peak_gflops": gflops, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, "step_bench")
