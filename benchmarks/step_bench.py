@@ -154,7 +154,9 @@ def measure_case(
 
 def _best(seconds: dict[tuple[str, int], list[float]], layout: str, threads: int) -> float | None:
     """ms of the faster of eager and compiled; None without PyTorch."""
-    times = [median(values) for (name, count), values in seconds.items() if name.startswith(layout) and count == threads]
+    times = [
+        median(values) for (name, count), values in seconds.items() if name.startswith(layout) and count == threads
+    ]
     return 1e3 * min(times) if times else None
 
 
@@ -236,9 +238,7 @@ def format_rows(rows: Sequence[dict]) -> str:
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    lines = [
-        ("labels", "size", "batch", "threads", "ms", "of peak", "torch ms", "ratio", "channels_last ms", "ratio")
-    ]
+    lines = [("labels", "size", "batch", "threads", "ms", "of peak", "torch ms", "ratio", "channels_last ms", "ratio")]
     for row in rows:
         lines.append(
             (
@@ -295,8 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = KINDS[1:2] if options.quick else KINDS
     torch, peak, rows = find_torch(), Peak(), []
     compiled = not (options.no_compile or options.quick)
-    for kind, batch in progress(list(product(kinds, options.batch)), "steps"):
-        rows += measure_case(Case(*kind, batch), options.threads, peak, torch, compiled, rounds, least)
+    for (labels, size), batch in progress(list(product(kinds, options.batch)), "steps"):
+        rows += measure_case(Case(labels, size, batch), options.threads, peak, torch, compiled, rounds, least)
     print(machine())
     print(format_rows(rows))
     goals = step_goals(rows)

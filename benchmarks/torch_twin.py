@@ -80,7 +80,10 @@ class TorchStep:
 
     def __init__(self, graph, values, images, labels, layout, compiled=False, lr=0.01, momentum=0.9):
         memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        self.net = TorchNet(graph, values).to(memory_format=memory)
+        self.net = TorchNet(graph, values)
+        for array in self.net.parameters():
+            if array.ndim == 4:
+                array.data = array.data.contiguous(memory_format=memory)
         self._images = torch.tensor(images).contiguous(memory_format=memory)
         self._labels = torch.tensor(np.asarray(labels, np.int64))
         self._optimiser = torch.optim.SGD(self.net.parameters(), lr, momentum, nesterov=momentum > 0)

@@ -1,11 +1,14 @@
 """What all commands share: one-line errors, exit codes, signals, progress bars, threads."""
 
 import argparse
+import logging
 import os
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
@@ -115,6 +118,41 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
         where = f"{error.filename}: " if error.filename else ""
         code = _complain(name, f"{where}{error.strerror or error}", MISTAKE)
     raise SystemExit(code)
+
+
+class _Compilations(logging.Handler):
+    """Says that kernels are being compiled: once when it begins, once when it is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = 0.0
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {record.getMessage()}", file=sys.stderr)
+        elif not self.started:
+            self.started = time.perf_counter()
+            print("compiling kernels for this CPU, once: up to half a minute", file=sys.stderr, flush=True)
+        elif record.getMessage().startswith("compiled"):
+            self.count += 1
+
+
+@contextmanager
+def compilation_announced() -> Iterator[None]:
+    """While it lasts, a backend that compiles kernels says so on stderr, and how long that took."""
+    logger, handler = logging.getLogger("minicnn.kernels"), _Compilations()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        if handler.count:
+            seconds = time.perf_counter() - handler.started
+            print(f"compiled {handler.count} kernels in {seconds:.0f} s; the next run finds them", file=sys.stderr)
 
 
 def _complain(name: str, text: str, code: int) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from icnn.augment import Letterbox, normalise, warp
+from icnn.command import compilation_announced
 from icnn.errors import InputError
 from icnn.localise import (
     DEFAULT_LAYOUT,
@@ -127,7 +128,8 @@ def predictor(plan: Plan) -> Predict:
 
     def predict(images: np.ndarray) -> np.ndarray:
         batches = range(0, len(images), plan.batch)
-        return np.concatenate([np.array(plan.forward(images[i : i + plan.batch])) for i in batches])
+        with compilation_announced():
+            return np.concatenate([np.array(plan.forward(images[i : i + plan.batch])) for i in batches])
 
     return predict
 

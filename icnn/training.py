@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from icnn.augment import Letterbox
 from icnn.batches import WEIGHTS, Batch, Batches, samples_of, spawned, validation_batch
-from icnn.command import NotFiniteError, Signals
+from icnn.command import NotFiniteError, Signals, compilation_announced
 from icnn.config import Config, Train
 from icnn.dataset import Face
 from icnn.localise import mean_layout, part_centres
@@ -112,7 +112,8 @@ class Trainer:
                 if signals.number:
                     self._save()
                     signals.check()
-                self._step(batch)
+                with compilation_announced():
+                    self._step(batch)
                 seen += len(batch.images)
                 speed = seen / (time.perf_counter() - started)
                 bar.set_postfix_str(f"loss {progress.loss_sum / progress.loss_count:.4f}, {speed:.0f} images/s", False)

@@ -1,12 +1,12 @@
 """Layers: frozen dataclasses without arrays. A shape rule, a forward and a backward call each.
 
 Shapes are those of one image, (C, H, W); the batch dimension N comes in front
-of every array. `kernels` is a backend module (`minicnn.kernels`).
+of every array. `kernels` is a backend (`minicnn.kernels`), or what notes the
+calls for one.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -43,13 +43,13 @@ class Layer:
         """Kernels that need scratch, with their sizes as the shape letters of `minicnn.kernels`, except N."""
         return {}
 
-    def forward(self, kernels: ModuleType, y: Array, xs: Sequence[Array], p: Mapping[str, Array], s: Array):
+    def forward(self, kernels: Any, y: Array, xs: Sequence[Array], p: Mapping[str, Array], s: Array):
         """Write the output y from the inputs xs and the parameters p; s is scratch."""
         raise NotImplementedError
 
     def backward(
         self,
-        kernels: ModuleType,
+        kernels: Any,
         dxs: Sequence[Array | None],
         dp: Mapping[str, Array],
         dy: Array,

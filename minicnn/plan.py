@@ -8,6 +8,7 @@ that only calls kernels.
 import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,11 +29,22 @@ except PackageNotFoundError:  # imported from a source tree that is not installe
     VERSION = "unknown"
 
 
-class _Call(NamedTuple):
-    """One unit of a pass: the node that names it, and what to call."""
+class _Calls(NamedTuple):
+    """One unit of a pass: the node that names it, and the kernel calls it makes."""
 
     node: str
-    run: Callable[[], None]
+    calls: list[Callable[[], None]]
+
+
+class _Recorder:
+    """Stands in for a backend: a layer's calls are noted, bound to their arrays, instead of made."""
+
+    def __init__(self, kernels: ModuleType):
+        self._kernels = kernels
+        self.calls: list[Callable[[], None]] = []
+
+    def __getattr__(self, kernel: str) -> Callable[..., None]:
+        return lambda *arguments: self.calls.append(self._kernels.bind(kernel, *arguments))
 
 
 class Plan:
@@ -98,7 +110,7 @@ class Plan:
         self.buffers = {number: self._make_buffer(shape, dtype) for number, shape in shapes.items()}
         self._loss = SoftmaxCrossEntropy(self._kernels, graph.output.shape, batch, dtype)
         self._scratch = self._kernels.zeros(self._scratch_size(), dtype)
-        self._passes: dict[int, tuple[list[_Call], list[_Call]]] = {}
+        self._passes: dict[int, tuple[list[_Calls], list[_Calls]]] = {}
         self._n = 0  # images of the last forward; 0 before it
         self._done = ""  # last pass: "forward", "loss" or "backward"
 
@@ -136,40 +148,40 @@ class Plan:
         channels = self.graph.nodes[node].shape[0]
         return self.buffers[self.assigned[home]][:n, first : first + channels]
 
-    def _calls(self, n: int) -> tuple[list[_Call], list[_Call]]:
-        """Forward and backward passes over n images, as lists of ready calls; made once for each n."""
+    def _calls(self, n: int) -> tuple[list[_Calls], list[_Calls]]:
+        """Forward and backward passes over n images, unit by unit; made once for each n."""
         if n not in self._passes:
             units = [unit for unit in self.schedule.units if unit.node.inputs]
-            forward = [_Call(unit.node.name, self._forward(unit, n)) for unit in units]
+            forward = [_Calls(unit.node.name, self._forward(unit, n)) for unit in units]
             self._passes[n] = forward, self._backward_calls(units, n)
         return self._passes[n]
 
     def _local(self, views: Views, node) -> dict:
         return {array: views[f"{node.name}/{array}"] for array in node.parameters}
 
-    def _forward(self, unit: Unit, n: int) -> Callable[[], None]:
-        node = unit.node
+    def _forward(self, unit: Unit, n: int) -> list[Callable[[], None]]:
+        node, recorder = unit.node, _Recorder(self._kernels)
         y = self.array("activation", node.name, n)
         xs = [self.array("activation", name, n) for name in node.inputs]
         if unit.interlinks:
             pooled, up = (self._link("activation", link, y, n) for link in (unit.pooled, unit.up))
-            return lambda: self._kernels.interlink_forward(y, pooled, up, xs[0])
-        if isinstance(node.layer, Concat) and all(self._lies_in(node, name, "activation") for name in node.inputs):
-            return lambda: None
-        parameters = self._local(self.parameters, node)
-        return lambda: node.layer.forward(self._kernels, y, xs, parameters, self._scratch)
+            recorder.interlink_forward(y, pooled, up, xs[0])
+        elif not isinstance(node.layer, Concat) or not all(self._lies_in(node, x, "activation") for x in node.inputs):
+            node.layer.forward(recorder, y, xs, self._local(self.parameters, node), self._scratch)
+        return recorder.calls
 
     def _link(self, kind: str, link: Node | None, y, n: int):
         """The array of a unit's further node; y without channels where there is none."""
-        there = link is not None and (kind == "activation" or link.name in self._needed)
-        return self.array(kind, link.name, n) if there else y[:, :0]
+        if link is None or (kind == "gradient" and link.name not in self._needed):
+            return y[:, :0]
+        return self.array(kind, link.name, n)
 
     def _lies_in(self, concat: Node, name: str, kind: str) -> bool:
         """Whether an input's array is a part of the concatenation's."""
         homes = self.schedule.homes
         return homes[f"{kind}/{name}"][0] == homes[f"{kind}/{concat.name}"][0]
 
-    def _backward_calls(self, units: list[Unit], n: int) -> list[_Call]:
+    def _backward_calls(self, units: list[Unit], n: int) -> list[_Calls]:
         """In reverse order. The first writer of a gradient stores, later ones add: decided here, once."""
         written: set[str] = set()
         calls = []
@@ -185,7 +197,7 @@ class Plan:
                 written.add(name)
                 written.update(self._residents(name))
             has_gradient = node.name in written or node is self.graph.output
-            calls.append(_Call(node.name, self._backward(unit, n, dxs, adds, has_gradient)))
+            calls.append(_Calls(node.name, self._backward(unit, n, dxs, adds, has_gradient)))
         return calls
 
     def _residents(self, concat: str) -> list[str]:
@@ -197,22 +209,20 @@ class Plan:
 
     def _backward(
         self, unit: Unit, n: int, dxs: list, adds: list[bool], has_gradient: bool
-    ) -> Callable[[], None]:
-        node = unit.node
+    ) -> list[Callable[[], None]]:
+        node, recorder = unit.node, _Recorder(self._kernels)
         dy = self.array("gradient", node.name, n)
         y = self.array("activation", node.name, n)
         if unit.interlinks:
             dpooled, dup = (self._link("gradient", link, y, n) for link in (unit.pooled, unit.up))
             if not has_gradient:  # nobody reads the tanh but its own links
                 dy = dy[:, :0]
-            return lambda: self._kernels.interlink_backward(dxs[0], dy, dpooled, dup, y, self._scratch)
-        if all(dx is None for dx in dxs) and not node.parameters:
-            return lambda: None
-        xs = [self.array("activation", name, n) for name in node.inputs]
-        parameters, gradients = self._local(self.parameters, node), self._local(self.gradients, node)
-        return lambda: node.layer.backward(
-            self._kernels, dxs, gradients, dy, y, xs, parameters, self._scratch, adds
-        )  # fmt: skip
+            recorder.interlink_backward(dxs[0], dy, dpooled, dup, y, self._scratch)
+        elif node.parameters or any(dx is not None for dx in dxs):
+            xs = [self.array("activation", name, n) for name in node.inputs]
+            values, gradients = self._local(self.parameters, node), self._local(self.gradients, node)
+            node.layer.backward(recorder, dxs, gradients, dy, y, xs, values, self._scratch, adds)
+        return recorder.calls
 
     # ---- running
 
@@ -234,12 +244,13 @@ class Plan:
         """Gradient of the last loss with respect to the images, (n, C, H, W); asked for at construction."""
         return self.array("gradient", self.graph.input.name, self._n)
 
-    def _run(self, calls: list[_Call], phase: str) -> None:
+    def _run(self, units: list[_Calls], phase: str) -> None:
         with self._kernels.threads(self.threads):
-            for call in calls:
-                call.run()
+            for node, calls in units:
+                for call in calls:
+                    call()
                 if self.hook is not None:
-                    self.hook(phase, call.node)
+                    self.hook(phase, node)
 
     def forward(self, images: np.ndarray):
         """Logits (n, L, H, W) of `images` (n, C, H, W), n at most `batch`; valid until the next forward.

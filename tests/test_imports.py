@@ -19,8 +19,8 @@ ORDER = [
     "minicnn.kernels",
     "minicnn.kernels.reference",
     "minicnn.kernels.checks",
-    "minicnn.kernels.jit", "minicnn.kernels.planes", "minicnn.kernels.simd", "minicnn.kernels.cpu_convolution",
-    "minicnn.kernels.cpu",
+    "minicnn.kernels.jit", "minicnn.kernels.planes", "minicnn.kernels.simd",
+    "minicnn.kernels.cpu_correlation", "minicnn.kernels.cpu_weight_gradient", "minicnn.kernels.cpu",
     "minicnn.kernels.gpu",
     "minicnn.layers",
     "minicnn.graph",
@@ -71,7 +71,7 @@ def imports(module: str) -> set[str]:
 
 def test_the_files_are_found():
     assert {"minicnn", "minicnn.kernels.cpu", "icnn.network"} <= set(FILES)
-    assert {"minicnn.kernels.cpu_convolution", "numba", "numpy"} <= imports("minicnn.kernels.cpu")
+    assert {"minicnn.kernels.cpu_correlation", "numba", "numpy"} <= imports("minicnn.kernels.cpu")
 
 
 @pytest.mark.parametrize("module", FILES)

@@ -20,9 +20,12 @@ last argument `add` is False and added to when it is True, ``in`` is only read,
 Python number.
 
 Besides the kernels a backend has ``NAME``, ``empty(shape, dtype)``,
-``zeros(shape, dtype)``, ``upload(destination, source)`` (from NumPy),
-``download(array)`` (to NumPy), ``scratch_size(kernel, **letters)`` and
-``threads(count)``, a context manager.
+``zeros(shape, dtype)``, ``planes(shape, dtype, halo)`` (zeros (N, C, H, W) in
+the backend's own layout, with zeros around each plane if it likes them),
+``upload(destination, source)`` (from NumPy), ``download(array)`` (to NumPy),
+``scratch_size(kernel, **letters)``, ``bind(kernel, *arguments)`` (a call that
+is looked at once and made many times) and ``threads(count)``, a context
+manager.
 """
 
 import importlib

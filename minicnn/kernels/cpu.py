@@ -1,20 +1,24 @@
 """Backend "numba": plain loops that LLVM turns into vector code, one prange over planes.
 
-Convolution, which takes nearly all the time, is in `cpu_convolution`. Shapes
-and roles: `minicnn.kernels`. float32 and float64 run through the same code.
+Convolution, which takes nearly all the time, is in `cpu_correlation` and
+`cpu_weight_gradient`. Shapes and roles: `minicnn.kernels`. float32 and float64
+run through the same code.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial, wraps
 
 import numba
 import numpy as np
 from numba import njit, prange
 from numba.core import config
 
-from minicnn.kernels import cpu_convolution
-from minicnn.kernels.checks import checked
+from minicnn.kernels import SIGNATURES
+from minicnn.kernels.checks import Check
+from minicnn.kernels.cpu_correlation import correlation_scratch, prepare_backward_data, prepare_forward
+from minicnn.kernels.cpu_weight_gradient import prepare_backward_weights, weight_gradient_scratch
 from minicnn.kernels.jit import SERIAL, exp, kernel, like, tanh
 from minicnn.kernels.planes import planes
 from minicnn.kernels.simd import row
@@ -36,35 +40,75 @@ def upload(destination: np.ndarray, source: np.ndarray) -> None:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Use `count` threads (at most those that Numba started with) inside a ``with`` block.
-
-    They take task after task, so that one that is held up by another process does not hold up all.
-    """
+    """Use `count` threads (at most those that Numba started with) inside a ``with`` block."""
     before = numba.get_num_threads()
     most = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
     numba.set_num_threads(min(count, most))
-    chunk = numba.set_parallel_chunksize(1)
     try:
         yield
     finally:
         numba.set_num_threads(before)
-        numba.set_parallel_chunksize(chunk)
 
 
 def scratch_size(kernel: str, **size: int) -> int:
     """Elements of scratch that `kernel` needs for the sizes given as shape letters."""
     if kernel.startswith("conv2d"):
-        return cpu_convolution.convolution_scratch(kernel, **size)
+        n, c, o, h, w, k = (size[letter] for letter in "NCOHWK")
+        if kernel == "conv2d_forward":
+            return max(correlation_scratch(n, c, o, h, w, k, itemsize) for itemsize in (4, 8))
+        if kernel == "conv2d_backward_data":
+            return max(correlation_scratch(n, o, c, h, w, k, itemsize) for itemsize in (4, 8))
+        return max(weight_gradient_scratch(n, c, o, h, w, k, itemsize) for itemsize in (4, 8))
     if kernel == "softmax_cross_entropy_forward":
         return size["N"] * size["H"] * (2 * size["W"] + 2)
     return 0
 
 
-_checked = checked(scratch_size)
+def bind(kernel: str, *arguments) -> Callable[[], None]:
+    """A call of a kernel, checked and prepared once, to be made many times on the same arrays."""
+    _CHECKS[kernel](arguments)
+    if kernel in _PREPARE:
+        return _PREPARE[kernel](*arguments)
+    return partial(globals()[kernel].__wrapped__, *arguments)
 
-conv2d_forward = _checked(cpu_convolution.conv2d_forward)
-conv2d_backward_data = _checked(cpu_convolution.conv2d_backward_data)
-conv2d_backward_weights = _checked(cpu_convolution.conv2d_backward_weights)
+
+#: Kernels that are several calls, with places to be found first.
+_PREPARE = {
+    "conv2d_forward": prepare_forward,
+    "conv2d_backward_data": prepare_backward_data,
+    "conv2d_backward_weights": prepare_backward_weights,
+}
+_CHECKS = {name: Check(name, scratch_size) for name in SIGNATURES}
+
+
+def _checked(function: Callable) -> Callable:
+    """Decorator: look at the arguments before each call."""
+    check = _CHECKS[function.__name__]
+
+    @wraps(function)
+    def call(*arguments) -> None:
+        check(arguments)
+        function(*arguments)
+
+    return call
+
+
+@_checked
+def conv2d_forward(y, x, w, b, s):
+    """y = x correlated with w (zero padded, stride 1) + b."""
+    prepare_forward(y, x, w, b, s)()
+
+
+@_checked
+def conv2d_backward_data(dx, dy, w, s, add):
+    """dx = dy correlated with the weights turned by 180° and transposed."""
+    prepare_backward_data(dx, dy, w, s, add)()
+
+
+@_checked
+def conv2d_backward_weights(dw, db, dy, x, s):
+    """dw = dy correlated with x over all images; db = dy summed over images and pixels."""
+    prepare_backward_weights(dw, db, dy, x, s)()
 
 
 # ---- pooling, upsampling, concatenation (Sec. 2.2)
@@ -188,7 +232,7 @@ def upsample_nearest2d_backward(dx, dy, factor, add):
 
 
 @_checked
-@kernel("planes int", parallel=False)
+@kernel("planes int", tasks=None)
 def parity_maps(y, offset):
     """Channel `offset` of y: 0 on even columns, 1 on odd ones; the next channel: likewise by row."""
     for n in range(y.shape[0]):
@@ -291,7 +335,9 @@ def interlink_forward(y, pooled, up, x):
             if pooled.shape[1] > 0 and i % 2 == 1:
                 before, peak = row(y, n, c, i - 1), row(pooled, n, c, i // 2)
                 for j in range(w // 2):
-                    peak[j] = _largest(_largest(before[2 * j], before[2 * j + 1]), _largest(value[2 * j], value[2 * j + 1]))
+                    peak[j] = _largest(
+                        _largest(before[2 * j], before[2 * j + 1]), _largest(value[2 * j], value[2 * j + 1])
+                    )
 
 
 @njit(**SERIAL)
@@ -346,7 +392,7 @@ def _scatter(top, bottom, gradient, above, below):
 
 
 @_checked
-@kernel("number number planes planes labels pixels flat")
+@kernel("number number planes planes labels pixels flat", lambda loss, total, p, z, *_: z.shape[0] * z.shape[2])
 def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
     """p = softmax of z over the labels; total = sum of weights; loss = sum of -weights log p[t] / total."""
     n_images, labels, h, w = z.shape
@@ -383,7 +429,7 @@ def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
 
 
 @_checked
-@kernel("planes planes labels pixels number flat")
+@kernel("planes planes labels pixels number flat", lambda dz, *_: dz.shape[0] * dz.shape[2])
 def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
     """dz = weights (p - onehot(t)) / total."""
     n_images, labels, h, w = p.shape
@@ -398,7 +444,7 @@ def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
 
 
 @_checked
-@kernel("flat flat flat flat float float bool float float")
+@kernel("flat flat flat flat float float bool float float", lambda values, *_: values.size // _BLOCK)
 def sgd_update(values, velocity, gradients, s, lr, momentum, nesterov, weight_decay, shrink):
     """One step of `minicnn.sgd.SGD` on the flat buffers."""
     for task in prange((values.size + _BLOCK - 1) // _BLOCK):

@@ -13,6 +13,10 @@ Everybody sees the plain (N, C, H, W) view of the x; nobody writes past it, so
 the zeros stay zeros.
 """
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
 #: Numbers behind each plane that a vector may read past the last zero.
@@ -35,7 +39,7 @@ def layout(h: int, w: int, halo: int) -> tuple[int, int, int]:
 
 def view(memory: np.ndarray, shape: tuple[int, ...], halo: int) -> np.ndarray:
     """The planes (N, C, H, W) in flat memory that begins with the first plane's halo."""
-    n, c, h, w = shape
+    _, c, h, w = shape
     first, stride, size = layout(h, w, halo)
     itemsize = memory.itemsize
     strides = (c * size * itemsize, size * itemsize, stride * itemsize, itemsize)
@@ -60,3 +64,36 @@ def halo_of(x: np.ndarray) -> int:
             return owner.halo if (*x.shape[2:], *x.strides[2:]) == owner.plane else -1
         owner = owner.base
     return -1
+
+
+class Arena:
+    """Hands out parts of flat scratch, one after the other."""
+
+    def __init__(self, memory: np.ndarray):
+        self._memory = memory
+        self._used = 0
+
+    def take(self, *shape: int) -> np.ndarray:
+        """The next part, in that shape; what it holds means nothing."""
+        start, self._used = self._used, self._used + math.prod(shape)
+        return self._memory[start : self._used].reshape(shape)
+
+
+def with_halo(x: np.ndarray, halo: int, arena: Arena) -> tuple[np.ndarray, list[Callable]]:
+    """x itself if it has that halo of zeros, else a copy in scratch that has; and the steps that make the copy."""
+    if halo_of(x) >= halo:
+        return x, []
+    n, c, h, w = x.shape
+    memory = arena.take(n * c * layout(h, w, halo)[2])
+    copy = view(memory, x.shape, halo)
+    return copy, [partial(memory.fill, 0), partial(np.copyto, copy, x)]
+
+
+def in_turn(steps: list[Callable]) -> Callable[[], None]:
+    """One call that makes all of them, in order."""
+
+    def run() -> None:
+        for step in steps:
+            step()
+
+    return run

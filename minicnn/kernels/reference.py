@@ -4,8 +4,9 @@ Any float dtype. Convolution is plain im2col and matrix multiplication; every
 other kernel is a few strided slices. Shapes and roles: `minicnn.kernels`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -32,6 +33,11 @@ def upload(destination: np.ndarray, source: np.ndarray) -> None:
 def threads(count: int) -> AbstractContextManager:
     """Limit the BLAS behind NumPy to `count` threads inside a ``with`` block."""
     return _BLAS.limit(limits=count, user_api="blas")
+
+
+def bind(kernel: str, *arguments) -> Callable[[], None]:
+    """A call of a kernel, to be made many times on the same arrays."""
+    return partial(globals()[kernel], *arguments)
 
 
 def scratch_size(kernel: str, **size: int) -> int:

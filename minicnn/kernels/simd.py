@@ -6,11 +6,13 @@ one tile for given compile-time sizes: a grid of vector registers, filled by a
 loop of loads, broadcasts and fused multiply-adds, and stored once.
 
 An array's elements are counted from its first one, whatever its shape, and
-nothing checks bounds: the callers in `cpu_convolution` do.
+nothing checks bounds: the callers do.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -25,6 +27,18 @@ from minicnn.kernels.jit import VECTOR_BYTES
 def lanes(itemsize: int) -> int:
     """Numbers of `itemsize` bytes in one vector."""
     return VECTOR_BYTES // itemsize
+
+
+@cache
+def vector_places(itemsize: int) -> np.ndarray:
+    """Places of vectors that follow each other."""
+    return np.arange(4) * lanes(itemsize)
+
+
+def block_of(filters: int, most: int) -> int:
+    """Filters of a tile, at most `most`: the fewest empty rows in the last tile, then 8, then the largest tile."""
+    sizes = range(min(filters, (most + 1) // 2), min(filters, most) + 1)
+    return min(sizes, key=lambda size: (-(-filters // size) * size, size != 8, -size))
 
 
 @intrinsic
@@ -141,6 +155,8 @@ def outer_tile(
     vectors,
     scalars,
     segments,
+    window,
+    before,
     y,
     y_start,
     y_step,
@@ -166,18 +182,22 @@ def outer_tile(
         y[y_start + s y_step + y_places[...] +] = bias[bias_start + s] + sum over j < counts (three indices) of
             a[a_start + j . a_strides + a_places[...] +] b[b_start + j . b_strides + s]
 
-    `vectors`, `scalars` and `segments` are literals; strides and counts are
+    With `window` 0 the innermost count is counts[2]. Otherwise it is `window`, and the numbers of `b` are a whole row
+    of pixels with `before` zeros in front and zeros behind: products with those zeros are left out.
+
+    `vectors`, `scalars`, `segments`, `window` and `before` are literals; strides and counts are
     tuples of three; the rest are arrays and integers.
     """
-    n_vectors, n_scalars, n_segments = (size.literal_value for size in (vectors, scalars, segments))
+    literals = (vectors, scalars, segments, window, before)
+    n_vectors, n_scalars, n_segments, n_window, n_before = (size.literal_value for size in literals)
     index, triple = types.intp, types.UniTuple(types.intp, 3)
     signature = types.void(
-        vectors, scalars, segments, y, index, index, y_places, a, index, triple, a_places, b, index, triple,
+        *literals, y, index, index, y_places, a, index, triple, a_places, b, index, triple,
         index, triple, bias, index, index,
     )  # fmt: skip
 
     def generate(context, builder, signature, arguments):
-        (_, _, _, y_, y0, y_step_, y_at, a_, a0, a_strides_, a_at, b_, b0, b_strides_,
+        (_, _, _, _, _, y_, y0, y_step_, y_at, a_, a0, a_strides_, a_at, b_, b0, b_strides_,
          first_, counts_, bias_, bias0, filled_) = arguments  # fmt: skip
         e = _Emitter(context, builder, y.dtype, n_segments)
         y_data, a_data, b_data = e.data(y, y_, y0), e.data(a, a_, a0), e.data(b, b_, b0)
@@ -195,14 +215,22 @@ def outer_tile(
         ):
             a_row = e.dot((outer.index, middle.index), a_stride[:2])
             b_row = e.at(b_data, e.dot((outer.index, middle.index), b_stride[:2]))
-            with cgutils.for_range(builder, count[2], intp=e.index) as inner:
-                offset = builder.add(a_row, builder.mul(inner.index, a_stride[2]))
-                numbers = e.at(b_row, builder.mul(inner.index, b_stride[2]))
+
+            def add_products(step, used: range) -> None:
+                offset = builder.add(a_row, builder.mul(step, a_stride[2]))
+                numbers = e.at(b_row, builder.mul(step, b_stride[2]))
                 values = [e.load([e.at(source, offset) for source in vector]) for vector in sources]
-                for s in range(n_scalars):
+                for s in used:
                     number = e.broadcast(e.at(numbers, e.const(s)))
                     for i in range(n_vectors):
                         e.add_product(sums[s][i], number, values[i])
+
+            if n_window:
+                for v in range(n_window):
+                    add_products(e.const(v), range(max(0, n_before - v), min(n_scalars, n_scalars + n_before - v)))
+            else:
+                with cgutils.for_range(builder, count[2], intp=e.index) as inner:
+                    add_products(inner.index, range(n_scalars))
         places = [[e.place(y_places, y_at, run) for run in vector] for vector in runs]
         for s in range(n_scalars):
             with builder.if_then(builder.icmp_signed("<", e.const(s), filled_)):

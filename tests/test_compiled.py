@@ -1,0 +1,358 @@
+"""Do compiled kernels hold: on any shape, beside memory that is not theirs, on bad input, on other CPUs and caches?"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icnn.network import icnn_graph
+from minicnn import SGD, Plan
+from minicnn.gradcheck import relative_error
+from minicnn.kernels import SIGNATURES, get_backend
+from minicnn.kernels.planes import HaloMemory, halo_of, planes
+
+ROOT = Path(__file__).parents[1]
+KERNELS, REFERENCE = get_backend("numba"), get_backend("numpy")
+
+
+def run_python(program: str, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run a program in a process of its own, with the packages of `root`."""
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=root, env=os.environ | environment | {"PYTHONPATH": str(root)},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+# ---- any shape
+
+
+class Slots:
+    """Arrays (N, C, H, W) in the middle of larger ones, whose other channels are NaN and must stay so."""
+
+    def __init__(self, halo: int):
+        self._halo = halo
+        self._whole: list[np.ndarray] = []
+
+    def __call__(self, array: np.ndarray) -> np.ndarray:
+        """A copy of `array` between two channels of NaN."""
+        n, c, h, w = array.shape
+        whole = planes((n, c + 2, h, w), array.dtype.name, self._halo)
+        whole[...] = np.nan
+        whole[:, 1:-1] = array
+        self._whole.append(whole)
+        return whole[:, 1:-1]
+
+    def check(self) -> None:
+        """Nothing but the arrays themselves has changed: not the channels beside them, not the zeros around planes."""
+        for whole in self._whole:
+            assert np.isnan(whole[:, 0]).all() and np.isnan(whole[:, -1]).all()
+            whole[...] = 0
+            assert isinstance(whole.base, HaloMemory) and not np.asarray(whole.base).any()
+
+
+def scratch(kernels, kernel: str, sizes: dict[str, int], dtype) -> np.ndarray:
+    return np.full(kernels.scratch_size(kernel, **sizes), np.nan, dtype)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.fixed_dictionaries(
+        {
+            "N": st.integers(1, 5), "C": st.integers(1, 80), "O": st.integers(1, 80), "K": st.integers(1, 9),
+            "H": st.integers(1, 24), "W": st.integers(1, 24),
+        }
+    ),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_convolution_of_any_shape(sizes, add, seed):
+    """Forward and both gradients, beside NaN, from scratch of NaN, into NaN, against the reference."""
+    n, c, o, k, h, w = (sizes[letter] for letter in "NCOKHW")
+    rng = np.random.default_rng(seed)
+    shapes = ((n, c, h, w), (o, c, k, k), (o,), (n, o, h, w), (n, c, h, w))
+    x, weights, b, dy, before = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    results = []
+    for kernels, put in ((REFERENCE, np.copy), (KERNELS, slots := Slots(4))):
+        own_x, own_dy, y, dx = put(x), put(dy), put(np.full_like(dy, np.nan)), put(before if add else x * np.nan)
+        dw, db = np.full_like(weights, np.nan), np.full_like(b, np.nan)
+        kernels.conv2d_forward(y, own_x, weights, b, scratch(kernels, "conv2d_forward", sizes, "f4"))
+        kernels.conv2d_backward_data(dx, own_dy, weights, scratch(kernels, "conv2d_backward_data", sizes, "f4"), add)
+        kernels.conv2d_backward_weights(dw, db, own_dy, own_x, scratch(kernels, "conv2d_backward_weights", sizes, "f4"))
+        results.append([np.copy(array) for array in (y, dx, dw, db)])
+    for expected, actual in zip(*results, strict=True):
+        assert relative_error(actual, expected) < 1e-5
+    slots.check()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 4), st.integers(1, 9), st.integers(1, 20), st.integers(1, 20),
+    st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["float32", "float64"]), st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_interlinking_of_any_shape(n, c, rows, columns, has_pooled, has_up, in_place, dtype, seed):
+    """tanh with either, both or none of its copies, in place or not."""
+    rng = np.random.default_rng(seed)
+    h, w = (2 * rows, 2 * columns) if has_pooled else (rows, columns)
+    pooled_shape = (n, c, h // 2, w // 2) if has_pooled else (n, 0, max(1, h // 2), max(1, w // 2))
+    up_shape = (n, c if has_up else 0, 2 * h, 2 * w)
+    z, dy = (rng.standard_normal((n, c, h, w)).astype(dtype) for _ in range(2))
+    dpooled, dup = (rng.standard_normal(shape).astype(dtype) for shape in (pooled_shape, up_shape))
+    results = []
+    for kernels, put in ((REFERENCE, np.copy), (KERNELS, slots := Slots(2))):
+        y = put(z)
+        x = y if in_place else put(z)
+        pooled, up = (put(array * np.nan) for array in (dpooled, dup))
+        kernels.interlink_forward(y, pooled, up, x)
+        gradient = put(dy)
+        dx = gradient if in_place else put(dy * np.nan)
+        s = np.full(z.size, np.nan, dtype)
+        kernels.interlink_backward(dx, gradient, put(dpooled), put(dup), y, s)
+        results.append([np.copy(array) for array in (y, pooled, up, dx)])
+    for expected, actual in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 if dtype == "float32" else 1e-13)
+    slots.check()
+
+
+def test_the_zeros_around_planes_stay_zeros(rng):
+    """After steps of a whole network every buffer's halo is what it was."""
+    plan = Plan(icnn_graph(3, 16), 2, "numba", threads=2)
+    for _ in range(2):
+        plan.step(rng.standard_normal((2, 3, 16, 16)), rng.integers(0, 3, (2, 16, 16)), SGD(lr=0.1))
+    for buffer in plan.buffers.values():
+        assert buffer.any() and halo_of(buffer) in (2, 4)
+        buffer[...] = 0
+        assert not np.asarray(buffer.base).any()
+
+
+def test_a_halo_is_that_of_whole_planes_made_for_it():
+    whole = planes((2, 3, 4, 5), "float32", 2)
+    assert halo_of(whole) == halo_of(whole[1:, 1:2]) == 2
+    for part in (whole[:, :, 1:], whole[..., :4], whole[..., ::2], whole.copy(), np.zeros((2, 3, 4, 5))):
+        assert halo_of(part) == -1
+
+
+# ---- bad input
+
+
+def valid_call(kernel: str, example, rng) -> list:
+    """Arguments of a right call, scratch included."""
+    arrays, scalars = example(kernel, "float32", rng)
+    letters = {
+        letter: length
+        for argument in SIGNATURES[kernel]
+        if argument.role not in ("scalar", "scratch")
+        for letter, length in zip(argument.shape, arrays[argument.name].shape, strict=True)
+    }
+    everything = arrays | scalars | {"s": scratch(KERNELS, kernel, letters, "f4")}
+    return [everything[argument.name] for argument in SIGNATURES[kernel]]
+
+
+def test_wrong_arrays_are_refused_by_every_kernel(example, kernel, rng):
+    """Each array in turn: another dtype, one dimension less, strided, read-only, a list, too short."""
+    right = valid_call(kernel, example, rng)
+    getattr(KERNELS, kernel)(*right)
+    for place, argument in enumerate(SIGNATURES[kernel]):
+        array = right[place]
+        if argument.role == "scalar" or array.size == 0:
+            continue
+        frozen = array.copy()
+        frozen.flags.writeable = False
+        wrong = [
+            array.astype(np.float16),
+            array[None],
+            frozen,
+            array.tolist(),
+            array.astype(array.dtype.newbyteorder()),
+        ]
+        if array.ndim and kernel != "parity_maps":  # whose only array may have any shape
+            doubled = np.repeat(array, 2, axis=-1)[..., ::2]
+            wrong += [array[..., :-1], doubled] if argument.role != "scratch" else [array[:-1], doubled]
+        for bad in wrong:
+            with pytest.raises(ValueError, match=f"{kernel}: .*expected"):
+                getattr(KERNELS, kernel)(*right[:place], bad, *right[place + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scalars"),
+    [
+        ("max_pool2d_forward", {"window": 4}),
+        ("max_pool2d_forward", {"border": 3}),
+        ("max_pool2d_backward", {"stride": 3}),
+        ("mean_pool2d_forward", {"window": 3}),
+        ("upsample_nearest2d_forward", {"factor": 2}),
+        ("parity_maps", {"offset": 1}),
+        ("parity_maps", {"offset": -1}),
+        ("concat_forward", {"offset": 1}),
+        ("concat_backward", {"offset": 4}),
+    ],
+)
+def test_scalars_that_lead_out_of_an_array_are_refused(example, rng, kernel, scalars):
+    arguments = valid_call(kernel, example, rng)
+    names = [argument.name for argument in SIGNATURES[kernel]]
+    for name, value in scalars.items():
+        arguments[names.index(name)] = value
+    with pytest.raises(ValueError, match=f"{kernel}: expected"):
+        getattr(KERNELS, kernel)(*arguments)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_labels_out_of_range_are_refused(example, rng, label):
+    arguments = valid_call("softmax_cross_entropy_forward", example, rng)
+    arguments[4][0, 0, 0] = label
+    with pytest.raises(ValueError, match="labels from 0 to 3"):
+        KERNELS.softmax_cross_entropy_forward(*arguments)
+
+
+def test_a_call_with_too_few_arguments_is_refused():
+    with pytest.raises(ValueError, match="tanh_forward: expected 2 arguments, got 1"):
+        KERNELS.tanh_forward(np.zeros((1, 1, 1, 1)))
+
+
+def test_more_threads_than_cores_are_as_many_as_cores(rng):
+    images, labels = rng.standard_normal((2, 3, 16, 16)), rng.integers(0, 3, (2, 16, 16))
+    losses = [Plan(icnn_graph(3, 16), 2, "numba", threads=n).step(images, labels, SGD(lr=0.1)) for n in (1, 1000)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_that_are_not_finite_give_a_loss_that_is_not(rng, value):
+    plan = Plan(icnn_graph(3, 16), 2, "numba", threads=1)
+    images = rng.standard_normal((2, 3, 16, 16))
+    images[0, 1, 3, 3] = value
+    plan.forward(images)
+    loss = float(plan.loss(rng.integers(0, 3, (2, 16, 16))))
+    assert np.isnan(loss) == np.isnan(value)  # tanh brings infinity back to 1
+
+
+# ---- other CPUs, caches and processes
+
+_CONVOLVE = """
+import numpy as np
+from minicnn.kernels import get_backend, jit
+ours, reference = get_backend("numba"), get_backend("numpy")
+rng = np.random.default_rng(0)
+for sizes in ({"N": 2, "C": 3, "O": 8, "K": 5, "H": 16, "W": 16}, {"N": 1, "C": 9, "O": 20, "K": 3, "H": 5, "W": 7}):
+    n, c, o, k, h, w = sizes.values()
+    shapes = ((n, c, h, w), (o, c, k, k), (o,), (n, o, h, w))
+    x, weights, b, dy = (rng.standard_normal(shape).astype("f4") for shape in shapes)
+    results = []
+    for kernels in (ours, reference):
+        y, dx, dw, db = np.empty_like(dy), np.empty_like(x), np.empty_like(weights), np.empty_like(b)
+        s = np.zeros(max(kernels.scratch_size(name, **sizes) for name in
+                         ("conv2d_forward", "conv2d_backward_data", "conv2d_backward_weights")), "f4")
+        kernels.conv2d_forward(y, x, weights, b, s)
+        kernels.conv2d_backward_data(dx, dy, weights, s, False)
+        kernels.conv2d_backward_weights(dw, db, dy, x, s)
+        results.append((y, dx, dw, db))
+    for one, other in zip(*results):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * abs(other).max())
+print(jit.VECTORS, jit.VECTOR_BYTES)
+"""
+
+
+_CHOOSE = """
+from icnn.command import run
+from minicnn.kernels import choose_backend
+run(lambda _: choose_backend("numba"), "x")
+"""
+
+
+@pytest.mark.parametrize(("vectors", "size"), [("avx2", 32), ("portable", 16)])
+def test_narrower_vectors_compute_the_same(vectors, size):
+    done = run_python(_CONVOLVE, MINICNN_VECTORS=vectors)
+    if "this CPU has" in done.stderr:
+        pytest.skip(f"this CPU lacks {vectors}")
+    assert (done.returncode, done.stdout) == (0, f"{vectors} {size}\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "features", [{"MINICNN_VECTORS": "avx1024"}, {"MINICNN_VECTORS": "avx512", "NUMBA_CPU_NAME": "generic"}]
+)
+def test_vectors_that_the_cpu_lacks_are_one_clear_error(features):
+    done = run_python(_CHOOSE, **features)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert f"MINICNN_VECTORS={features['MINICNN_VECTORS']}: expected one that this CPU has" in done.stderr
+
+
+_TANH = """
+import numpy as np
+from icnn.command import compilation_announced
+from minicnn.kernels import get_backend
+x = np.ones((1, 1, 1, 1))
+with compilation_announced():
+    get_backend("numba").tanh_forward(x, x)
+print(x.item())
+"""
+
+
+def test_a_compilation_is_announced_once_and_then_kept(tmp_path):
+    first, second = (run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    for done in (first, second):
+        assert done.returncode == 0 and float(done.stdout) == pytest.approx(np.tanh(1))
+    begins, ends = first.stderr.splitlines()
+    assert begins.startswith("compiling kernels for this CPU") and ends.startswith("compiled 1 kernels in ")
+    assert second.stderr == ""
+
+
+def test_without_a_folder_for_compiled_kernels_they_work_all_the_same():
+    """Whoever runs the tests may write everywhere; so Numba is left no place to look."""
+    done = run_python("from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n" + _TANH)
+    assert done.returncode == 0 and float(done.stdout) == pytest.approx(np.tanh(1))
+    assert "no folder for compiled kernels" in done.stderr and "set NUMBA_CACHE_DIR" in done.stderr
+
+
+def test_compiled_kernels_of_other_sources_are_not_used(tmp_path):
+    """Numba looks at the file of a kernel only; a change in what the kernel calls must count, too."""
+    for package in ("minicnn", "icnn"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    assert float(run_python(_TANH, tmp_path, **cache).stdout) == pytest.approx(np.tanh(1))
+    path = tmp_path / "minicnn" / "kernels" / "jit.py"
+    source = path.read_text()
+    path.write_text(source.replace("like(1.0, e) - like(2.0, e)", "like(3.0, e) - like(2.0, e)"))
+    assert path.read_text() != source
+    assert float(run_python(_TANH, tmp_path, **cache).stdout) == pytest.approx(2 + np.tanh(1))
+
+
+# ---- long runs, and an independent network
+
+
+def test_a_thousand_steps_end_alike_in_both_backends(rng):
+    images, labels = rng.standard_normal((8, 2, 3, 8, 8)), rng.integers(0, 3, (8, 2, 8, 8))
+    labels[:, :, 2:6, 2:6] = 1  # something that can be learnt
+    losses = []
+    for backend in ("numpy", "numba"):
+        plan = Plan(icnn_graph(3, 8), 2, backend, "float32", seed=1, threads=1)
+        optimiser = SGD(lr=0.01, momentum=0.9, nesterov=True)
+        losses.append([float(plan.step(images[i % 8], labels[i % 8], optimiser)) for i in range(1000)])
+    ours, theirs = (np.mean(run[-8:]) for run in losses)
+    assert ours < 0.8 * losses[0][0]
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_step_is_that_of_pytorch(monkeypatch):
+    """Logits, loss, every gradient and every updated parameter of stage 1's network, to 5e-5 of the largest."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from torch_twin import TorchStep
+
+    torch.set_num_threads(1)  # its idle threads spin
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((2, 3, 64, 64)).astype(np.float32), rng.integers(0, 9, (2, 64, 64))
+    graph = icnn_graph(9, 64)
+    plan = Plan(graph, 2, "numba", threads=1)
+    twin = TorchStep(graph, plan.parameters, images, labels, "default", lr=0.1, momentum=0.9)
+    for _ in range(2):
+        assert float(plan.step(images, labels, SGD(lr=0.1, momentum=0.9, nesterov=True))) == pytest.approx(
+            twin(), rel=5e-5
+        )
+    for name, value in plan.parameters.items():
+        parameter = twin.net.parameter(name)
+        assert relative_error(value, parameter.detach().numpy()) < 5e-5, name
+        assert relative_error(plan.gradients[name], parameter.grad.numpy()) < 5e-5, name
