@@ -29,6 +29,7 @@ class Bug(NamedTuple):
 
 
 REFERENCE, LAYERS, PLAN = "minicnn/kernels/reference.py", "minicnn/layers.py", "minicnn/plan.py"
+SCHEDULE = "minicnn/schedule.py"
 AUGMENT, LOCALISE, MODULATION = "icnn/augment.py", "icnn/localise.py", "icnn/modulation.py"
 
 BUGS = [
@@ -79,9 +80,51 @@ BUGS = [
     Bug(
         "a life ends before the backward pass reads it",
         "minicnn/memory.py",
-        'and "x" in nodes[consumer].layer.backward_reads',
+        'and "x" in reader.layer.backward_reads',
         "and False",
         "test_plan.py::test_sharing_and_poison_change_no_bit[numpy-True-paper]",
+    ),
+    Bug(
+        "inputs of a concatenation on top of each other",
+        SCHEDULE,
+        "            channel += node.shape[0]\n",
+        "            channel += 0\n",
+        "test_plan.py::test_every_array_of_a_concatenation_lies_in_it",
+    ),
+    Bug(
+        "a gradient moved although another one is stored there first",
+        SCHEDULE,
+        "if {name, concat.name} <= needed and all(time < complete for time in others):",
+        "if {name, concat.name} <= needed:",
+        "test_plan.py::test_a_gradient_moves_only_where_others_add_to_it_afterwards[numpy-False]",
+    ),
+    Bug(
+        "the zeros around planes taken for granted",
+        "minicnn/kernels/planes.py",
+        "return owner.halo if (*x.shape[2:], *x.strides[2:]) == owner.plane else -1",
+        "return owner.halo",
+        "test_compiled.py::test_a_halo_is_that_of_whole_planes_made_for_it",
+    ),
+    Bug(
+        "two of equal numbers take the gradient of their maximum",
+        "minicnn/kernels/cpu.py",
+        "second = b == peak and a != peak",
+        "second = b == peak",
+        "test_kernels.py::test_ties_in_an_interlinking_layer[numba]",
+    ),
+    Bug(
+        "a row of the window lost at the lower border",
+        "minicnn/kernels/cpu_correlation.py",
+        "np.minimum(k, h + before - i[:, 0])",
+        "np.minimum(k, h + before - i[:, 0] - 1)",
+        "test_kernels.py::test_convolution_agrees_with_the_reference[numba-K5-C24-O8-(16,16)-N3]",
+    ),
+    Bug(
+        "compiled kernels found again although their sources changed",
+        "minicnn/kernels/jit.py",
+        'function.__qualname__ += f"-{_FINGERPRINT.hexdigest()[:12]}"',
+        "pass",
+        "test_compiled.py::test_compiled_kernels_of_other_sources_are_not_used",
     ),
     Bug(
         "tanh gradient without the square",
@@ -191,8 +234,8 @@ BUGS = [
     Bug(
         "normalised over the padding too",
         AUGMENT,
-        "    real = values[inside].astype(np.float32, copy=False)\n",
-        "    real = values.reshape(-1, values.shape[2]).astype(np.float32)\n    inside = np.ones_like(inside)\n",
+        "                if inside[i, j]:\n                    count += 1\n                    total += values[i, j, c]\n",
+        "                if True:\n                    count += 1\n                    total += values[i, j, c]\n",
         "test_geometry.py::test_padding_is_0_with_label_0_and_weight_0",
     ),
     Bug(

@@ -111,7 +111,8 @@ def test_training_prints_the_table_and_says_which_backend_and_why(printed):
         "the paper",
     ):
         assert words in out
-    assert err == "", "no bars where stderr is not a terminal"
+    said = [line for line in err.splitlines() if not line.startswith(("compiling kernels", "compiled "))]
+    assert said == [], "no bars where stderr is not a terminal"
 
 
 def test_training_and_evaluation_on_a_folder_give_the_same_figures(tmp_path, helen, capsys):

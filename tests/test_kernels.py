@@ -196,6 +196,17 @@ def test_ties_in_each_order(call):
     np.testing.assert_array_equal(dx.reshape(16, 4), expected)
 
 
+def test_ties_in_an_interlinking_layer(call):
+    """The same patterns, pooled with their tanh; the gradient of the tanh at 0 is 1."""
+    patterns = np.array(list(product([-1.0, 0.0], repeat=4)))
+    y, dx, none = np.tanh(patterns).reshape(1, 16, 2, 2), np.empty((1, 16, 2, 2)), np.empty((1, 0, 4, 4))
+    dpooled = np.full((1, 16, 1, 1), 5.0)
+    call("interlink_backward", dx, np.zeros_like(y), dpooled, none, y)
+    slopes = 1 - np.tanh(patterns) ** 2
+    expected = 5 * slopes * np.eye(4)[[list(pattern).index(max(pattern)) for pattern in patterns]]
+    np.testing.assert_allclose(dx.reshape(16, 4), expected, rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize(("window", "stride", "border"), POOLINGS)
 def test_ties_in_overlapping_windows(call, window, stride, border, rng):
     """Whole numbers throughout, so that sums are exact in any order."""
