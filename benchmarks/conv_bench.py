@@ -1,6 +1,6 @@
 """``python benchmarks/conv_bench.py``: every distinct convolution of the five networks, in each direction.
 
-The kernels are called directly. All contenders take turns, round after round,
+The kernels are called as a plan calls them. All contenders take turns, round after round,
 so that whatever else the machine does meets them alike.
 """
 
@@ -120,7 +120,7 @@ def make(kernels: ModuleType, array: np.ndarray, halo: int):
 
 
 def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int) -> Contender:
-    """The kernels of a backend, on arrays and scratch made beforehand."""
+    """The kernels of a backend, bound as a plan does it to arrays and scratch made beforehand."""
     kernels = get_backend(name)
     wishes = [
         kernels.scratch_size(kernel, N=batch, C=c.channels, O=c.filters, K=c.window, H=c.size, W=c.size)
@@ -132,12 +132,7 @@ def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int
     calls: Calls = {}
 
     def add(case: Case, *arguments) -> None:
-        kernel = getattr(kernels, KERNELS[case.direction])
-
-        def call() -> None:
-            kernel(*arguments)
-
-        calls[case] = call
+        calls[case] = kernels.bind(KERNELS[case.direction], *arguments)
 
     for convolution in convolutions:
         given = example(convolution, batch)

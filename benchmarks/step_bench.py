@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KINDS = ((9, 64), (2, 64), (4, 80))  # labels and side of the five networks' inputs
 LAYOUTS = ("default", "channels_last")
 ROUNDS, TURN = 11, 0.15  # rounds, and least seconds of a turn: shorter steps are repeated
+ENOUGH = 40  # seconds after which a case has no more rounds, if it has three
 PAUSE = 0.01  # s; other libraries' threads spin for a while after a call
 FACES = 100  # synthetic faces behind the steps with data, unless --data
 OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)
@@ -122,7 +123,10 @@ def measure_case(
     others = torch_steps(torch, case, plans[threads[0]].parameters, compiled) if torch else {}
     seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
     peaks: dict[int, list[float]] = defaultdict(list)
-    for _ in range(rounds):
+    start = time.perf_counter()
+    for number in range(rounds):
+        if number >= 3 and time.perf_counter() - start > ENOUGH:
+            break
         for count in threads:
             peaks[count].append(peak.gflops(count))
             own = plans[count]

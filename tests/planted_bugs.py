@@ -234,8 +234,8 @@ BUGS = [
     Bug(
         "normalised over the padding too",
         AUGMENT,
-        "                if inside[i, j]:\n                    count += 1\n                    total += values[i, j, c]\n",
-        "                if True:\n                    count += 1\n                    total += values[i, j, c]\n",
+        "                if inside[i, j]:\n                    count += 1\n",
+        "                if True:\n                    count += 1\n",
         "test_geometry.py::test_padding_is_0_with_label_0_and_weight_0",
     ),
     Bug(

@@ -56,14 +56,48 @@ def test_conv_bench_covers_every_convolution(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("script", "arguments", "words"),
     [
-        (("--threads", "0"), "--threads"),
-        (("--threads", "1,4096"), "at most"),
-        (("--backend", "abacus"), "abacus"),
+        ("conv_bench.py", ("--threads", "0"), "--threads"),
+        ("conv_bench.py", ("--threads", "1,4096"), "at most"),
+        ("conv_bench.py", ("--backend", "abacus"), "abacus"),
+        ("step_bench.py", ("--batch", "1,0"), "--batch"),
+        ("step_bench.py", ("--json", "no/folder/x.json"), "no/folder"),
+        ("step_bench.py", ("--data", "no/folder"), "no/folder"),
     ],
 )
-def test_mistakes(arguments, words):
-    done = run_benchmark("conv_bench.py", "--quick", *arguments)
+def test_mistakes(script, arguments, words):
+    done = run_benchmark(script, "--quick", *arguments)
     assert done.returncode == 2
     assert words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_step_bench(tmp_path):
+    done = run_benchmark(
+        "step_bench.py", "--quick", "--batch", "1,2", "--threads", 1, "--steps-only", "--json", tmp_path / "x.json"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert set(figures) == {"machine", "peak_gflops", "rows"} and figures["peak_gflops"] > 0
+    assert [(row["labels"], row["size"], row["batch"], row["threads"]) for row in figures["rows"]] == [
+        (2, 64, 1, 1), (2, 64, 2, 1),
+    ]  # fmt: skip
+    for row in figures["rows"]:
+        assert list(row) == [
+            "labels", "size", "batch", "threads", "ms", "share_of_peak", "torch_default_ms", "torch_channels_last_ms",
+            "ratio_default", "ratio_channels_last",
+        ]  # fmt: skip
+        assert row["ms"] > 0 and row["share_of_peak"] > 0
+        for layout in ("default", "channels_last"):
+            ms, ratio = row[f"torch_{layout}_ms"], row[f"ratio_{layout}"]
+            assert (ms is None and ratio is None) or ratio == pytest.approx(ms / row["ms"])
+
+
+def test_a_steps_operations_are_those_of_its_real_channels(monkeypatch):
+    """19.09 GFLOP: no padded channels, no gradient of the image."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from measure import step_flops
+
+    from icnn.network import icnn_graph
+
+    assert step_flops(icnn_graph(9, 64), 10) == pytest.approx(19.09e9, rel=1e-3)
