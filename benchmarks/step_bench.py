@@ -242,7 +242,9 @@ def format_rows(rows: Sequence[dict]) -> str:
     def number(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    lines = [("labels", "size", "batch", "threads", "ms", "of peak", "torch ms", "ratio", "channels_last ms", "ratio")]
+    lines: list[tuple[str, ...]] = [
+        ("labels", "size", "batch", "threads", "ms", "of peak", "torch ms", "ratio", "channels_last ms", "ratio")
+    ]
     for row in rows:
         lines.append(
             (
@@ -299,8 +301,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     kinds = KINDS[1:2] if options.quick else KINDS
     torch, peak, rows = find_torch(), Peak(), []
     compiled = not (options.no_compile or options.quick)
-    for (labels, size), batch in progress(list(product(kinds, options.batch)), "steps"):
-        rows += measure_case(Case(labels, size, batch), options.threads, peak, torch, compiled, rounds, least)
+    cases = [Case(labels, size, batch) for labels, size in kinds for batch in options.batch]
+    for case in progress(cases, "steps"):
+        rows += measure_case(case, options.threads, peak, torch, compiled, rounds, least)
     print(machine())
     print(format_rows(rows))
     goals = step_goals(rows)
