@@ -105,6 +105,23 @@ def test_mean_pooling_gradient(call, rng, window):
     check_kernel(call, "mean_pool2d", [x], y_shape, rng, window=window)
 
 
+@pytest.mark.parametrize(("own", "pooled", "up"), [(2, 2, 2), (2, 0, 2), (2, 2, 0), (0, 2, 2), (2, 0, 0)])
+def test_interlinking_gradient(call, rng, own, pooled, up):
+    """Of the tanh and both of its copies; those that have no channels are not there."""
+    x = tie_free((2, 2, 6, 4), rng)
+    y, planes, doubled = np.empty_like(x), np.empty((2, pooled, 3, 2)), np.empty((2, up, 12, 8))
+    dy, dpooled, dup = (rng.standard_normal(shape) for shape in ((2, own, 6, 4), planes.shape, doubled.shape))
+
+    def f() -> float:
+        call("interlink_forward", y, planes, doubled, x)
+        return float(np.sum(y[:, :own] * dy) + np.sum(planes * dpooled) + np.sum(doubled * dup))
+
+    f()
+    gradient = np.full_like(x, np.nan)
+    call("interlink_backward", gradient, dy, dpooled, dup, y.copy())
+    assert relative_error(gradient, numeric_gradient(f, x)) < TOLERANCE
+
+
 @pytest.mark.parametrize("factor", [2, 3])
 def test_upsampling_gradient(call, rng, factor):
     x, y_shape = rng.standard_normal((2, 2, 3, 4)), (2, 2, 3 * factor, 4 * factor)

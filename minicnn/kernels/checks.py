@@ -79,7 +79,7 @@ def _problem(argument: Argument, value, float_type) -> str:
     if value.ndim != dimensions:
         return f"expected {dimensions} dimensions, got shape {value.shape}"
     planes = dimensions == 4 and "K" not in argument.shape
-    if planes and value.strides[3] != value.itemsize and value.shape[3] > 1:
+    if planes and value.strides[3] != value.itemsize and value.shape[3] > 1 and value.size:
         return "expected rows of contiguous numbers"
     if not planes and not value.flags.c_contiguous:
         return "expected a C-contiguous array"

@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any
@@ -71,11 +70,13 @@ VECTORS, VECTOR_BYTES, VECTOR_REGISTERS = _choose_vectors()
 def _load_tbb() -> None:
     """Make the tbb package's library visible to Numba, which then picks it as its threading layer.
 
-    pip puts it where the dynamic linker does not look. Without it Numba takes OpenMP, whose waiting threads spin:
-    beside a busy process each parallel loop then costs a time slice of the scheduler.
+    pip puts it where the dynamic linker does not look. Without it Numba takes OpenMP, whose waiting threads spin
+    unless told otherwise: beside a busy process each parallel loop then costs a time slice of the scheduler.
     """
-    with suppress(OSError):
+    try:
         ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 _load_tbb()
