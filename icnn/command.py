@@ -133,7 +133,7 @@ class _Compilations(logging.Handler):
             print(f"warning: {record.getMessage()}", file=sys.stderr)
         elif not self.started:
             self.started = time.perf_counter()
-            print("compiling kernels for this CPU, once: half a minute at most", file=sys.stderr, flush=True)
+            print("compiling kernels, once: half a minute at most", file=sys.stderr, flush=True)
         elif record.getMessage().startswith("compiled"):
             self.count += 1
 

@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--split", choices=SPLITS, default="testing", help="default: testing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    parser.add_argument("--backend", default="auto", help="auto, numpy, numba or cupy (default: auto, the fastest)")
+    parser.add_argument(
+        "--backend", default="auto", help="auto, numpy, numba, cupy or cublas (default: auto, the fastest)"
+    )
     parser.add_argument("--batch", type=positive, default=32, metavar="N", help="faces at a time (default: 32)")
     parser.add_threads()
     options = parser.parse_args(argv)

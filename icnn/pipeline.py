@@ -129,7 +129,7 @@ def predictor(plan: Plan) -> Predict:
     def predict(images: np.ndarray) -> np.ndarray:
         batches = range(0, len(images), plan.batch)
         with compilation_announced():
-            return np.concatenate([np.array(plan.forward(images[i : i + plan.batch])) for i in batches])
+            return np.concatenate([plan.download(plan.forward(images[i : i + plan.batch])) for i in batches])
 
     return predict
 

@@ -67,6 +67,9 @@ def _layout(faces: Sequence[Face], rule: str) -> str:
     return json.dumps(mean_layout(centres, boxes, size).round(4).tolist())
 
 
+_LOSSES_A_READ = 16  # steps
+
+
 class Trainer:
     """The loop around a plan's steps.
 
@@ -92,6 +95,7 @@ class Trainer:
         self._optimiser = SGD(schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink)
         self._best = self.plan.state()["values"]
         self._progress = Progress()
+        self._losses: list = []  # of the last steps, still on the device
 
     def restore(self, tensors: dict[str, np.ndarray], progress: Progress) -> None:
         """Go on from a state of the run."""
@@ -110,15 +114,20 @@ class Trainer:
         with bar:
             for batch in batches.ahead(progress.step, steps):
                 if signals.number:
+                    self._read_losses()
                     self._save()
                     signals.check()
                 with compilation_announced():
                     self._step(batch)
                 seen += len(batch.images)
                 speed = seen / (time.perf_counter() - started)
-                bar.set_postfix_str(f"loss {progress.loss_sum / progress.loss_count:.4f}, {speed:.0f} images/s", False)
+                validate = progress.step % self._train.validate_every == 0 or progress.step == steps
+                if validate or len(self._losses) == _LOSSES_A_READ:
+                    self._read_losses()
+                    loss = progress.loss_sum / progress.loss_count
+                    bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", False)
                 bar.update()
-                if progress.step % self._train.validate_every == 0 or progress.step == steps:
+                if validate:
                     stop = self._validate(speed)
                     self._save()
                     started, seen = time.perf_counter(), 0
@@ -131,16 +140,22 @@ class Trainer:
         return progress
 
     def _step(self, batch: Batch) -> None:
-        loss = float(self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights))
-        if not math.isfinite(loss):
-            raise NotFiniteError(
-                f"{self._name}: the loss became {loss} at step {self._progress.step + 1}; the state of the last "
-                f"validation is kept in {self._run.folder}; try --resume {self._run.folder} --set "
-                f"{self._name}.train.lr={self._train.lr / 4:g} (it is {self._train.lr:g})"
-            )
+        loss = self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights)
+        self._losses.append(loss.copy())
         self._progress.step += 1
-        self._progress.loss_sum += loss
-        self._progress.loss_count += 1
+
+    def _read_losses(self) -> None:
+        """Add up the losses of the last steps: once in a while, since a GPU is waited for."""
+        losses, self._losses = self._losses, []
+        for step, loss in enumerate(map(float, losses), self._progress.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise NotFiniteError(
+                    f"{self._name}: the loss became {loss} at step {step}; the state of the last "
+                    f"validation is kept in {self._run.folder}; try --resume {self._run.folder} --set "
+                    f"{self._name}.train.lr={self._train.lr / 4:g} (it is {self._train.lr:g})"
+                )
+            self._progress.loss_sum += loss
+            self._progress.loss_count += 1
 
     def _save(self) -> None:
         self._run.save_state(self._name, {**self.plan.state(), "best": self._best}, self._progress)
@@ -188,7 +203,7 @@ def validation_scores(plan: Plan, name: str, validation: Batch) -> tuple[float, 
     loss_sum = weight_sum = 0.0
     for start in range(0, len(validation.images), plan.batch):
         images, truth, weights = (array[start : start + plan.batch] for array in validation)
-        logits = np.array(plan.forward(images))
+        logits = plan.download(plan.forward(images))
         weight = float(weights.sum(dtype=np.float64))
         loss_sum += float(plan.loss(truth, weights)) * weight
         weight_sum += weight

@@ -66,21 +66,28 @@ def check_plan(
 
     loss()
     plan.backward()
-    checked = {name: (plan.parameters[name], plan.gradients[name].copy()) for name in plan.parameters}
+    gradients = {name: plan.download(gradient) for name, gradient in plan.gradients.items()}
     if plan.has_input_gradient:
-        checked["images"] = (images, np.array(plan.input_gradient))
+        gradients["images"] = plan.download(plan.input_gradient)
+
+    def write(name: str, values: np.ndarray) -> None:
+        if name == "images":
+            images[...] = values
+        else:
+            plan.upload(plan.parameters[name], values)
+
     errors = {}
-    for name, (array, gradient) in checked.items():
+    for name, gradient in gradients.items():
         errors[name] = 0.0
-        kept = array.copy()
+        kept = images.copy() if name == "images" else plan.download(plan.parameters[name])
         for _ in range(directions):
-            direction = rng.standard_normal(array.shape)
+            direction = rng.standard_normal(kept.shape)
             direction /= np.linalg.norm(direction)
-            array[...] = kept + eps * direction
+            write(name, kept + eps * direction)
             above = loss()
-            array[...] = kept - eps * direction
+            write(name, kept - eps * direction)
             below = loss()
-            array[...] = kept
+            write(name, kept)
             numeric, analytic = (above - below) / (2 * eps), float(np.sum(gradient * direction))
             scale = max(abs(numeric), abs(analytic), float(np.linalg.norm(gradient)) / 100, 1e-12)
             errors[name] = max(errors[name], abs(numeric - analytic) / scale)

@@ -133,7 +133,8 @@ class Conv2D(Layer):
     def kernel_sizes(self, *inputs: Shape) -> dict[str, dict[str, int]]:
         channels, height, width = _one_input(inputs)
         size = {"C": channels, "O": self.filters, "K": self.window, "H": height, "W": width}
-        return dict.fromkeys(("conv2d_forward", "conv2d_backward_data", "conv2d_backward_weights"), size)
+        kernels = "conv2d_forward", "conv2d_tanh_forward", "conv2d_backward_data", "conv2d_backward_weights"
+        return dict.fromkeys(kernels, size)
 
     def forward(self, kernels, y, xs, p, s):
         kernels.conv2d_forward(y, xs[0], p["weight"], p["bias"], s)

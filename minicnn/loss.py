@@ -1,5 +1,6 @@
 """Softmax cross-entropy over the labels of every pixel (Sec. 2.4 and 2.5)."""
 
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -20,21 +21,28 @@ class SoftmaxCrossEntropy:
         Of one image's logits.
     batch : int
     dtype : str
+
+    Attributes
+    ----------
+    labels, weights : (batch, H, W) backend arrays, int32 and `dtype`
+        What the calls read: the first n are those of the images.
+    value : 0-d backend array
+        The last loss.
     """
 
     def __init__(self, kernels: ModuleType, shape: Shape, batch: int, dtype: str):
-        labels, height, width = shape
+        count, height, width = shape
         pixels = (batch, height, width)
         self._kernels = kernels
-        self._count = labels
+        self._count = count
         self._probabilities = kernels.zeros((batch, *shape), dtype)
-        self._labels = kernels.zeros(pixels, "int32")
-        self._weights = kernels.zeros(pixels, dtype)
+        self.labels = kernels.zeros(pixels, "int32")
+        self.weights = kernels.zeros(pixels, dtype)
         self._total = kernels.zeros((), dtype)
         self.value = kernels.zeros((), dtype)
 
-    def forward(self, z, labels: np.ndarray, weights: np.ndarray | None, s):
-        """Compute the loss of logits `z` (n, L, H, W) and return it, a 0-d backend array.
+    def checked(self, n: int, labels: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Labels and weights of n images as they can go into `labels` and `weights`.
 
         Parameters
         ----------
@@ -46,32 +54,29 @@ class SoftmaxCrossEntropy:
         ValueError
             For other shapes, labels out of range, negative weights, or weights that sum to 0.
         """
-        n, _, height, width = z.shape
+        expected = (n, *self.labels.shape[1:])
         labels = np.asarray(labels)
-        if labels.shape != (n, height, width) or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"expected integer labels of shape {(n, height, width)}, got {labels.dtype} {labels.shape}"
-            )
+        if labels.shape != expected or labels.dtype.kind not in "iu":
+            raise ValueError(f"expected integer labels of shape {expected}, got {labels.dtype} {labels.shape}")
         if labels.min() < 0 or labels.max() >= self._count:
             raise ValueError(f"expected labels from 0 to {self._count - 1}, got {labels.min()} to {labels.max()}")
         if weights is None:
-            self._weights[:n] = 1
-        else:
-            weights = np.asarray(weights)
-            if weights.shape != labels.shape:
-                raise ValueError(f"expected weights of shape {labels.shape}, got {weights.shape}")
-            if not weights.min() >= 0 or not weights.max().astype(self._weights.dtype) > 0:
-                raise ValueError("expected weights of at least 0 whose sum is not 0")
-            self._kernels.upload(self._weights[:n], weights)
-        self._kernels.upload(self._labels[:n], labels)
-        self._kernels.softmax_cross_entropy_forward(
-            self.value, self._total, self._probabilities[:n], z, self._labels[:n], self._weights[:n], s
-        )
-        return self.value
+            return labels, np.broadcast_to(np.ones((), self.weights.dtype), expected)
+        weights = np.asarray(weights)
+        if weights.shape != expected:
+            raise ValueError(f"expected weights of shape {expected}, got {weights.shape}")
+        if not weights.min() >= 0 or not weights.max().astype(self.weights.dtype) > 0:
+            raise ValueError("expected weights of at least 0 whose sum is not 0")
+        return labels, weights
 
-    def backward(self, dz, s) -> None:
-        """Write the gradient of the last loss into `dz` (n, L, H, W)."""
+    def forward(self, z, s) -> Callable[[], None]:
+        """The call that computes `value` from logits z (n, L, H, W); s is scratch."""
+        n = z.shape[0]
+        arrays = self.value, self._total, self._probabilities[:n], z, self.labels[:n], self.weights[:n], s
+        return self._kernels.bind("softmax_cross_entropy_forward", *arrays)
+
+    def backward(self, dz, s) -> Callable[[], None]:
+        """The call that writes the gradient of `value` into dz (n, L, H, W)."""
         n = dz.shape[0]
-        self._kernels.softmax_cross_entropy_backward(
-            dz, self._probabilities[:n], self._labels[:n], self._weights[:n], self._total, s
-        )
+        arrays = dz, self._probabilities[:n], self.labels[:n], self.weights[:n], self._total, s
+        return self._kernels.bind("softmax_cross_entropy_backward", *arrays)

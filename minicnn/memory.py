@@ -5,7 +5,7 @@ Time runs over one step of a graph with M units (`minicnn.schedule`)::
     0 .. M-1      forward of unit i at time i
     M             loss
     M + 1         gradient of the loss
-    M + 2 ..      backward of unit i at time 2 M + 1 - i
+    M + 2 ..      backward, in reverse order, one moment for a unit or two (`Schedule.backward_times`)
 
 An array is born when it is first written and dies after its last read; an
 array in which others lie lives as long as any of them. Two arrays of one shape
@@ -46,24 +46,23 @@ def needs_gradient(graph: Graph, input_gradient: bool = False) -> set[str]:
 
 def lifetimes(graph: Graph, schedule: Schedule, needed: set[str]) -> dict[str, Life]:
     """Lives of the arrays "activation/NODE" and "gradient/NODE" that do not lie in another one."""
-    count = len(schedule.units)
-    end = 2 * count + 1
+    done, end = schedule.backward_times, schedule.end
     lives: dict[str, Life] = {}
     for name, node in graph.nodes.items():
         time, readers = schedule.times[name], schedule.consumers[name]
         reads = [time, *(schedule.times[reader.name] for reader in readers)]
         if name in needed and "y" in node.layer.backward_reads and name not in schedule.linked:
-            reads.append(end - time)
+            reads.append(done[name])
         for reader in readers:
             if reader.name in needed and "x" in reader.layer.backward_reads:
-                reads.append(end - schedule.times[reader.name])
+                reads.append(done[reader.name])
         # images stay for a second forward pass; logits are handed out until the next one
         kept = node is graph.output or not node.inputs
         _add(lives, schedule, f"activation/{name}", Life(node.shape, time, end if kept else max(reads)))
         if name in needed:
-            written = [end - schedule.times[reader.name] for reader in readers if reader.name in needed]
-            birth = count + 1 if node is graph.output else min(written)
-            _add(lives, schedule, f"gradient/{name}", Life(node.shape, birth, end - time if node.inputs else end))
+            written = [done[reader.name] for reader in readers if reader.name in needed]
+            birth = len(schedule.units) + 1 if node is graph.output else min(written)
+            _add(lives, schedule, f"gradient/{name}", Life(node.shape, birth, done[name] if node.inputs else end))
     return {name: life for name, life in lives.items() if schedule.homes[name][0] == name}
 
 

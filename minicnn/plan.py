@@ -5,8 +5,10 @@ buffer and which gradient is stored or added, allocates everything, and after
 that only calls kernels.
 """
 
+import math
 import os
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Collection
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import NamedTuple
@@ -15,7 +17,7 @@ import numpy as np
 
 from minicnn.checkpoint import check_fit, load_tensors, save_tensors
 from minicnn.graph import Graph, Node
-from minicnn.kernels import get_backend
+from minicnn.kernels import BackendError, get_backend
 from minicnn.layers import Concat, Conv2D, Shape
 from minicnn.loss import SoftmaxCrossEntropy
 from minicnn.memory import assign_buffers, lifetimes, needs_gradient
@@ -29,11 +31,23 @@ except PackageNotFoundError:  # imported from a source tree that is not installe
     VERSION = "unknown"
 
 
+Call = Callable[[], None]
+
+
 class _Calls(NamedTuple):
     """One unit of a pass: the node that names it, and the kernel calls it makes."""
 
     node: str
-    calls: list[Callable[[], None]]
+    calls: list[Call]
+
+
+class _Passes(NamedTuple):
+    """All kernel calls of a step over some number of images, but the update."""
+
+    forward: list[_Calls]
+    loss: Call
+    loss_gradient: Call
+    backward: list[_Calls]
 
 
 class _Recorder:
@@ -41,7 +55,7 @@ class _Recorder:
 
     def __init__(self, kernels: ModuleType):
         self._kernels = kernels
-        self.calls: list[Callable[[], None]] = []
+        self.calls: list[Call] = []
 
     def __getattr__(self, kernel: str) -> Callable[..., None]:
         return lambda *arguments: self.calls.append(self._kernels.bind(kernel, *arguments))
@@ -56,7 +70,7 @@ class Plan:
     batch : int
         Most images of one pass.
     backend : str
-        "numpy" or "numba".
+        "numpy", "numba", "cupy", or "cublas" to compare with.
     dtype : "float32" or "float64"
         Of all activations, gradients and parameters.
     seed : int or SeedSequence
@@ -68,7 +82,8 @@ class Plan:
     input_gradient : bool
         Also compute the gradient of the images, `input_gradient`; parsing and training do not need it.
     hook : callable, optional
-        ``hook(phase, node)`` after each unit's "forward" and "backward"; its first node stands for it.
+        ``hook(phase, node)`` after each unit's "forward" and "backward"; its first node stands for it. With a hook
+        a GPU makes each call by itself.
 
     Attributes
     ----------
@@ -76,6 +91,11 @@ class Plan:
         What is written into `parameters` counts from the next forward.
     step_count : int
         Updates made so far; schedules read it.
+
+    Raises
+    ------
+    BackendError
+        If the backend cannot be used here, or the device has too little memory for the batch.
     """
 
     def __init__(
@@ -107,10 +127,15 @@ class Plan:
         self.lives = lifetimes(graph, self.schedule, self._needed)
         self.assigned = assign_buffers(self.lives, share)
         shapes = {self.assigned[name]: life.shape for name, life in self.lives.items()}
+        self._require_memory(shapes.values(), dtype)
         self.buffers = {number: self._make_buffer(shape, dtype) for number, shape in shapes.items()}
         self._loss = SoftmaxCrossEntropy(self._kernels, graph.output.shape, batch, dtype)
-        self._scratch = self._kernels.zeros(self._scratch_size(), dtype)
-        self._passes: dict[int, tuple[list[_Calls], list[_Calls]]] = {}
+        self._scratch = self._kernels.zeros(self._scratch_size(batch), dtype)
+        self._rate = self._kernels.zeros((), dtype)  # an array, so that a recorded step reads the one of its turn
+        self._images = self.array("activation", graph.input.name, batch)
+        self._feed: Callable[..., None] | None = None  # made by the first step
+        self._passes: dict[int, _Passes] = {}
+        self._steps: dict[tuple, Call] = {}
         self._n = 0  # images of the last forward; 0 before it
         self._done = ""  # last pass: "forward", "loss" or "backward"
 
@@ -122,7 +147,27 @@ class Plan:
         windows = [n.layer.window for n in nodes if isinstance(n.layer, Conv2D) and n.shape[1:] == shape[1:]]
         return self._kernels.planes((self.batch, *shape), dtype, max(windows, default=1) // 2)
 
-    def _scratch_size(self) -> int:
+    def _require_memory(self, shapes: Collection[Shape], dtype: str) -> None:
+        left = self._kernels.memory_left()
+        if left is None:
+            return
+
+        def needed(batch: int) -> int:
+            """Bytes: buffers; probabilities, labels and weights; what `Feed` holds; parameters are there already."""
+            pixels, images = math.prod(self.graph.output.shape[1:]), math.prod(self.graph.input.shape)
+            loss = math.prod(self.graph.output.shape) + 2 * pixels
+            count = sum(map(math.prod, shapes)) + loss + 2 * (images + 2 * pixels)
+            return np.dtype(dtype).itemsize * (batch * count + self._scratch_size(batch))
+
+        if needed(self.batch) > left:
+            fits = bisect_right(range(1, self.batch + 1), left, key=needed)
+            advice = f"a batch of {fits} would fit" if fits else "not even one image would fit"
+            raise BackendError(
+                f"expected {needed(self.batch) / 2**20:,.0f} MiB of free memory on the device for a batch of "
+                f"{self.batch}, found {left / 2**20:,.0f} MiB: {advice}"
+            )
+
+    def _scratch_size(self, batch: int) -> int:
         """The largest wish of all kernel calls: they run one after the other and share one scratch."""
         labels, height, width = self.graph.output.shape
         loss_size = {"L": labels, "H": height, "W": width}
@@ -133,10 +178,10 @@ class Plan:
         ]
         for unit in self.schedule.units:
             wishes.extend(unit.node.layer.kernel_sizes(*self.graph.input_shapes(unit.node)).items())
-            if unit.interlinks:
-                channels, height, width = unit.node.shape
+            if unit.tanh is not None:
+                channels, height, width = unit.tanh.shape
                 wishes.append(("interlink_backward", {"C": channels, "H": height, "W": width}))
-        return max(self._kernels.scratch_size(kernel, N=self.batch, **size) for kernel, size in wishes)
+        return max(self._kernels.scratch_size(kernel, N=batch, **size) for kernel, size in wishes)
 
     def array(self, kind: str, node: str, n: int):
         """The first n images of a node's "activation" or "gradient", (n, C, H, W), wherever it lies.
@@ -148,24 +193,29 @@ class Plan:
         channels = self.graph.nodes[node].shape[0]
         return self.buffers[self.assigned[home]][:n, first : first + channels]
 
-    def _calls(self, n: int) -> tuple[list[_Calls], list[_Calls]]:
+    def _calls(self, n: int) -> _Passes:
         """Forward and backward passes over n images, unit by unit; made once for each n."""
         if n not in self._passes:
-            units = [unit for unit in self.schedule.units if unit.node.inputs]
-            forward = [_Calls(unit.node.name, self._forward(unit, n)) for unit in units]
-            self._passes[n] = forward, self._backward_calls(units, n)
+            units, output = [unit for unit in self.schedule.units if unit.node.inputs], self.graph.output.name
+            self._passes[n] = _Passes(
+                [_Calls(unit.node.name, self._forward(unit, n)) for unit in units],
+                self._loss.forward(self.array("activation", output, n), self._scratch),
+                self._loss.backward(self.array("gradient", output, n), self._scratch),
+                self._backward_calls(units, n),
+            )
         return self._passes[n]
 
     def _local(self, views: Views, node) -> dict:
         return {array: views[f"{node.name}/{array}"] for array in node.parameters}
 
-    def _forward(self, unit: Unit, n: int) -> list[Callable[[], None]]:
+    def _forward(self, unit: Unit, n: int) -> list[Call]:
         node, recorder = unit.node, _Recorder(self._kernels)
         y = self.array("activation", node.name, n)
         xs = [self.array("activation", name, n) for name in node.inputs]
-        if unit.interlinks:
+        if unit.tanh is not None:
             pooled, up = (self._link("activation", link, y, n) for link in (unit.pooled, unit.up))
-            recorder.interlink_forward(y, pooled, up, xs[0])
+            values = self._local(self.parameters, node)
+            recorder.conv2d_tanh_forward(y, pooled, up, xs[0], values["weight"], values["bias"], self._scratch)
         elif not isinstance(node.layer, Concat) or not all(self._lies_in(node, x, "activation") for x in node.inputs):
             node.layer.forward(recorder, y, xs, self._local(self.parameters, node), self._scratch)
         return recorder.calls
@@ -196,7 +246,8 @@ class Plan:
                 adds.append(name in written)
                 written.add(name)
                 written.update(self._residents(name))
-            has_gradient = node.name in written or node is self.graph.output
+            last = unit.tanh or node
+            has_gradient = last.name in written or last is self.graph.output
             calls.append(_Calls(node.name, self._backward(unit, n, dxs, adds, has_gradient)))
         return calls
 
@@ -207,22 +258,46 @@ class Plan:
             return []
         return [name for name in node.inputs if name in self._needed and self._lies_in(node, name, "gradient")]
 
-    def _backward(
-        self, unit: Unit, n: int, dxs: list, adds: list[bool], has_gradient: bool
-    ) -> list[Callable[[], None]]:
+    def _backward(self, unit: Unit, n: int, dxs: list, adds: list[bool], has_gradient: bool) -> list[Call]:
         node, recorder = unit.node, _Recorder(self._kernels)
         dy = self.array("gradient", node.name, n)
         y = self.array("activation", node.name, n)
-        if unit.interlinks:
+        if unit.tanh is not None:
             dpooled, dup = (self._link("gradient", link, y, n) for link in (unit.pooled, unit.up))
+            own = self.array("gradient", unit.tanh.name, n)
             if not has_gradient:  # nobody reads the tanh but its own links
-                dy = dy[:, :0]
-            recorder.interlink_backward(dxs[0], dy, dpooled, dup, y, self._scratch)
-        elif node.parameters or any(dx is not None for dx in dxs):
+                own = own[:, :0]
+            recorder.interlink_backward(dy, own, dpooled, dup, y, self._scratch)
+        if node.parameters or any(dx is not None for dx in dxs):
             xs = [self.array("activation", name, n) for name in node.inputs]
             values, gradients = self._local(self.parameters, node), self._local(self.gradients, node)
             node.layer.backward(recorder, dxs, gradients, dy, y, xs, values, self._scratch, adds)
         return recorder.calls
+
+    def _update(self, optimiser: SGD) -> Call:
+        """The call that applies the gradients, at the rate in `_rate`."""
+        store = self._store
+        settings = optimiser.momentum, optimiser.nesterov, optimiser.weight_decay, optimiser.shrink
+        arrays = store.flat, store.flat_velocity, store.flat_gradients, self._rate, self._scratch
+        return self._kernels.bind("sgd_update", *arrays, *settings)
+
+    def _step(self, n: int, optimiser: SGD) -> Call:
+        """All of a step over n images that are in place; made once for each n and settings of the optimiser."""
+        key = n, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay, optimiser.shrink
+        if key not in self._steps:
+            passes, update = self._calls(n), self._update(optimiser)
+
+            def run() -> None:
+                self._run(passes.forward, "forward")
+                with self._kernels.threads(self.threads):
+                    passes.loss()
+                    passes.loss_gradient()
+                self._run(passes.backward, "backward")
+                with self._kernels.threads(self.threads):
+                    update()
+
+            self._steps[key] = run if self.hook is not None else self._kernels.record(run)
+        return self._steps[key]
 
     # ---- running
 
@@ -260,16 +335,20 @@ class Plan:
         ValueError
             For images of another shape, or more than `batch` of them.
         """
+        images = self._checked(images)
+        self._n = len(images)
+        self._done = "forward"
+        self._kernels.upload(self._images[: self._n], images)
+        self._run(self._calls(self._n).forward, "forward")
+        return self.array("activation", self.graph.output.name, self._n)
+
+    def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         expected = self.graph.input.shape
         if images.ndim != 4 or images.shape[1:] != expected or not 1 <= images.shape[0] <= self.batch:
             shape = ", ".join(map(str, expected))
             raise ValueError(f"expected images (n, {shape}) with n from 1 to {self.batch}, got {images.shape}")
-        self._n = images.shape[0]
-        self._done = "forward"
-        self._kernels.upload(self.array("activation", self.graph.input.name, self._n), images)
-        self._run(self._calls(self._n)[0], "forward")
-        return self.array("activation", self.graph.output.name, self._n)
+        return images
 
     def loss(self, labels: np.ndarray, weights: np.ndarray | None = None):
         """Mean cross-entropy of the last forward's logits, weighted by pixel: sum(w l) / sum(w), a 0-d array.
@@ -288,11 +367,13 @@ class Plan:
         """
         if self._done not in ("forward", "loss"):
             raise RuntimeError("call forward before loss")
-        logits = self.array("activation", self.graph.output.name, self._n)
+        labels, weights = self._loss.checked(self._n, labels, weights)
+        self._kernels.upload(self._loss.labels[: self._n], labels)
+        self._kernels.upload(self._loss.weights[: self._n], weights)
         with self._kernels.threads(self.threads):
-            value = self._loss.forward(logits, labels, weights, self._scratch)
+            self._calls(self._n).loss()
         self._done = "loss"
-        return value
+        return self._loss.value
 
     def backward(self) -> None:
         """Gradients of the last loss with respect to every parameter, into `gradients`.
@@ -304,34 +385,51 @@ class Plan:
         """
         if self._done != "loss":
             raise RuntimeError("call forward and loss before backward")
+        passes = self._calls(self._n)
         with self._kernels.threads(self.threads):
-            self._loss.backward(self.array("gradient", self.graph.output.name, self._n), self._scratch)
-        self._run(self._calls(self._n)[1], "backward")
+            passes.loss_gradient()
+        self._run(passes.backward, "backward")
         self._done = "backward"  # what it read may be overwritten: shared buffers
 
     def update(self, optimiser: SGD) -> None:
         """Apply the last gradients to the parameters."""
+        self._kernels.upload(self._rate, np.asarray(optimiser.rate(self.step_count)))
         with self._kernels.threads(self.threads):
-            self._kernels.sgd_update(
-                self._store.flat,
-                self._store.flat_velocity,
-                self._store.flat_gradients,
-                self._scratch,
-                optimiser.rate(self.step_count),
-                optimiser.momentum,
-                optimiser.nesterov,
-                optimiser.weight_decay,
-                optimiser.shrink,
-            )
+            self._update(optimiser)()
         self.step_count += 1
 
     def step(self, images: np.ndarray, labels: np.ndarray, optimiser: SGD, weights: np.ndarray | None = None):
-        """Forward, loss, backward and update; returns the loss before the update, a 0-d array."""
-        self.forward(images)
-        value = self.loss(labels, weights)
-        self.backward()
-        self.update(optimiser)
-        return value
+        """Forward, loss, backward and update; returns the loss before the update, a 0-d array.
+
+        The array is overwritten by the next step. On a GPU to read it is to wait for the step, which otherwise is
+        still running when this returns.
+
+        Raises
+        ------
+        ValueError
+            For what `forward` and `loss` do not accept; nothing has changed then.
+        """
+        images = self._checked(images)
+        labels, weights = self._loss.checked(len(images), labels, weights)
+        feed = self._feed or self._kernels.Feed(self._images, self._loss.labels, self._loss.weights, self._rate)
+        self._n = len(images)
+        run = self._step(self._n, optimiser)
+        self._feed = feed
+        feed(images, labels, weights, optimiser.rate(self.step_count))
+        run()
+        self._done = "backward"
+        self.step_count += 1
+        return self._loss.value
+
+    # ---- to and from NumPy
+
+    def download(self, array) -> np.ndarray:
+        """A NumPy copy of one of the backend's arrays, when what computes it is done."""
+        return np.array(self._kernels.download(array))
+
+    def upload(self, array, values: np.ndarray) -> None:
+        """Copy NumPy values into one of the backend's arrays of the same shape, converting the dtype."""
+        self._kernels.upload(array, values)
 
     # ---- checkpoints
 
@@ -358,8 +456,8 @@ class Plan:
     def state(self) -> dict[str, np.ndarray]:
         """Copies of what a training must keep to go on bit for bit, besides `step_count`."""
         return {
-            "values": self._kernels.download(self._store.flat).copy(),
-            "velocity": self._kernels.download(self._store.flat_velocity).copy(),
+            "values": self.download(self._store.flat),
+            "velocity": self.download(self._store.flat_velocity),
         }
 
     def restore(self, state: dict[str, np.ndarray], step_count: int) -> None:

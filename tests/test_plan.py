@@ -57,9 +57,8 @@ def poison(plan: Plan) -> list[int]:
     counts = []
 
     def hook(phase: str, node: str) -> None:
-        time = plan.schedule.times[node]
-        if phase == "backward":
-            time = 2 * len(plan.schedule.units) + 1 - time
+        schedule = plan.schedule
+        time = (schedule.times if phase == "forward" else schedule.backward_times)[node]
         dead = list(dead_buffers(plan.lives, plan.assigned, time))
         for number in dead:
             plan.buffers[number][...] = np.nan
@@ -247,13 +246,13 @@ def test_settings_that_cannot_be_are_refused(wrong):
 def test_the_hook_sees_every_unit_in_order(rng):
     """The image has no pass; the pyramid has no backward, since nobody needs the image's gradient.
 
-    A tanh stands for what interlinking makes of it, too.
+    A convolution stands for its tanh and what interlinking makes of that, too.
     """
     seen: list[tuple[str, str]] = []
     plan = small_plan("numpy", hook=lambda phase, node: seen.append((phase, node)))
     images, labels, _ = faces(rng)
     plan.step(images, labels, OPTIMISER)
-    nodes = [node for node in list(plan.graph.nodes)[1:] if not node.endswith(("finer", "coarser"))]
+    nodes = [node for node in list(plan.graph.nodes)[1:] if not node.endswith(("tanh", "finer", "coarser"))]
     pyramid = ["row2/image", "row3/image", "row4/image"]
     backward = [node for node in reversed(nodes) if node not in pyramid]
     assert seen == [("forward", node) for node in nodes] + [("backward", node) for node in backward]
@@ -325,10 +324,8 @@ def test_a_tanh_that_only_its_copies_are_read_of(backend, rng):
     graph.add("all", Concat(), "c", "d", "down")
     graph.add("y", Conv2D(2, 3), "all")
     plan = Plan(graph, 2, backend, "float64", threads=1, input_gradient=True)
-    interlinked = {
-        unit.node.name: [node.name for node in unit.nodes] for unit in plan.schedule.units if unit.interlinks
-    }
-    assert interlinked == {"b": ["b", "small", "large"]}
+    interlinked = {unit.node.name: [node.name for node in unit.nodes] for unit in plan.schedule.units if unit.tanh}
+    assert interlinked == {"a": ["a", "b", "small", "large"]}
     errors = check_plan(plan, rng.standard_normal((2, 3, 4, 4)), rng.integers(0, 2, (2, 4, 4)))
     assert max(errors.values()) < 1e-6, errors
 
@@ -487,7 +484,7 @@ _COUNT = """
 import numba
 import numpy as np
 from numba.core.runtime import rtsys
-from conftest import EXAMPLES, draw_example
+from examples import EXAMPLES, draw_example
 from minicnn.kernels import SIGNATURES, get_backend
 
 kernels = get_backend("numba")

@@ -36,7 +36,7 @@ def test_updates_are_those_by_hand(call, rng, dtype, settings):
     velocity, rates = np.zeros_like(values), [0.1, 0.2, 0.1, 0.05, 0.3]
     expected = updates_by_hand(values, gradients, rates, **settings)
     for row, lr in zip(gradients, rates, strict=True):
-        call("sgd_update", values, velocity, row, lr=lr, **settings)
+        call("sgd_update", values, velocity, row, np.array(lr, dtype), **settings)
     tolerance = 1e-6 if dtype == "float32" else 1e-14
     np.testing.assert_allclose(values, expected[0], rtol=0, atol=5 * tolerance)
     np.testing.assert_allclose(velocity, expected[1], rtol=0, atol=5 * tolerance)
@@ -56,7 +56,7 @@ def test_updates_are_torchs_at_a_constant_rate(call, rng, settings, weight_decay
     for row in gradients:
         parameter.grad = torch.tensor(row)
         theirs.step()
-        call("sgd_update", values, velocity, row, lr=0.1, **settings)
+        call("sgd_update", values, velocity, row, np.array(0.1), **settings)
     np.testing.assert_allclose(values, parameter.detach().numpy(), rtol=0, atol=1e-14)
 
 

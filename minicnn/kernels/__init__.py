@@ -10,7 +10,7 @@ Shape letters, the same everywhere::
     N batch   C input channels   O filters / output channels   K window
     H W rows and columns of a plane       P Q rows and columns of a smaller or larger plane
     D channels of a concatenation or of an upsampling with parity maps, D >= C
-    E F G channels that are C or 0 (none)  R S rows and columns of a plane twice the size
+    E F G channels that are as many as y's or 0 (none)  R S rows and columns of a plane twice the size
     L labels  V parameters in the flat buffer
 
 Roles: ``out`` is overwritten, ``accumulate`` is overwritten when the kernel's
@@ -24,8 +24,10 @@ Besides the kernels a backend has ``NAME``, ``empty(shape, dtype)``,
 the backend's own layout, with zeros around each plane if it likes them),
 ``upload(destination, source)`` (from NumPy), ``download(array)`` (to NumPy),
 ``scratch_size(kernel, **letters)``, ``bind(kernel, *arguments)`` (a call that
-is looked at once and made many times) and ``threads(count)``, a context
-manager.
+is looked at once and made many times), ``record(run)`` (a function that makes
+all bound calls that `run` makes, as one if it can), ``Feed(*destinations)``
+(brings batches, while others are computed if it can), ``memory_left()`` (bytes,
+or None) and ``threads(count)``, a context manager.
 """
 
 import importlib
@@ -46,6 +48,8 @@ class Argument:
 
 _TABLE = """
 conv2d_forward                 out y:N,O,H,W | in x:N,C,H,W | in w:O,C,K,K | in b:O | scratch s
+conv2d_tanh_forward            out y:N,O,H,W | out pooled:N,E,P,Q | out up:N,F,R,S | in x:N,C,H,W | in w:O,C,K,K \
+| in b:O | scratch s
 conv2d_backward_data           accumulate dx:N,C,H,W | in dy:N,O,H,W | in w:O,C,K,K | scratch s | scalar add
 conv2d_backward_weights        out dw:O,C,K,K | out db:O | in dy:N,O,H,W | in x:N,C,H,W | scratch s
 max_pool2d_forward             out y:N,C,P,Q | in x:N,C,H,W | scalar window | scalar stride | scalar border
@@ -67,8 +71,8 @@ softmax_cross_entropy_forward  out loss: | out total: | out p:N,L,H,W | in z:N,L
 | in weights:N,H,W | scratch s
 softmax_cross_entropy_backward out dz:N,L,H,W | in p:N,L,H,W | in t:N,H,W:int32 | in weights:N,H,W | in total: \
 | scratch s
-sgd_update                     out values:V | out velocity:V | in gradients:V | scratch s | scalar lr \
-| scalar momentum | scalar nesterov | scalar weight_decay | scalar shrink
+sgd_update                     out values:V | out velocity:V | in gradients:V | in lr: | scratch s | scalar momentum \
+| scalar nesterov | scalar weight_decay | scalar shrink
 """
 
 
@@ -85,8 +89,10 @@ SIGNATURES: dict[str, tuple[Argument, ...]] = {
     for line in _TABLE.strip().splitlines()
 }
 
-#: Fastest first. The CuPy kernels are not written yet; asking for them says so.
-_MODULES = {"cupy": None, "numba": "cpu", "numpy": "reference"}
+#: Fastest first, and one to compare with that "auto" does not try.
+_MODULES = {"cupy": "gpu", "numba": "cpu", "numpy": "reference", "cublas": "gpu_im2col"}
+_AUTOMATIC = ("cupy", "numba", "numpy")
+_ADVICE = "; use numba or numpy"
 
 
 class BackendError(RuntimeError):
@@ -114,7 +120,7 @@ def check_backend(module: ModuleType) -> None:
 
 
 def get_backend(name: str) -> ModuleType:
-    """Load the backend `name` ("numba" or "numpy") and check it against the table.
+    """Load the backend `name` and check it against the table.
 
     Raises
     ------
@@ -123,12 +129,10 @@ def get_backend(name: str) -> ModuleType:
     """
     if name not in _MODULES:
         raise BackendError(f"unknown backend {name!r}: expected one of {', '.join(_MODULES)}")
-    if _MODULES[name] is None:
-        raise BackendError(f"backend {name!r} is not in this version; use numba or numpy")
     try:
         module = importlib.import_module(f"minicnn.kernels.{_MODULES[name]}")
     except ImportError as error:
-        raise BackendError(f"backend {name!r} cannot be used here: {error}; use another one") from None
+        raise BackendError(f"backend {name!r} cannot be used here: {error}{_ADVICE}") from None
     check_backend(module)
     return module
 
@@ -151,11 +155,11 @@ def choose_backend(name: str) -> tuple[str, str]:
         get_backend(name)
         return name, f"backend {name}, as asked"
     reasons = []
-    for candidate in _MODULES:
+    for candidate in _AUTOMATIC:
         try:
             get_backend(candidate)
         except BackendError as error:
-            reasons.append(str(error).partition(";")[0])
+            reasons.append(str(error).removesuffix(_ADVICE))
         else:
             return candidate, f"backend {candidate} ({'; '.join(reasons) or 'the fastest'})"
     raise BackendError("; ".join(reasons))

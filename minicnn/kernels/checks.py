@@ -19,6 +19,9 @@ class Check:
         The backend's.
     """
 
+    array_type: type = np.ndarray
+    array_name = "a NumPy array"
+
     def __init__(self, name: str, scratch_size: Callable[..., int]):
         self._name = name
         self._table = SIGNATURES[name]
@@ -45,7 +48,7 @@ class Check:
             if argument.role == "scalar":
                 scalars[argument.name] = value
                 continue
-            if problem := _problem(argument, value, float_type):
+            if problem := self._problem(argument, value, float_type):
                 raise ValueError(f"{name}: {argument.name}: {problem}")
             if argument.role == "scratch":
                 scratch = value
@@ -58,36 +61,44 @@ class Check:
                     raise ValueError(f"{name}: {argument.name}: expected shape ({expected}), got {value.shape}")
         if problem := _mismatch(name, letters, scalars):
             raise ValueError(f"{name}: {problem}")
-        if labels is not None and (labels.min() < 0 or labels.max() >= letters["L"]):
-            raise ValueError(f"{name}: expected labels from 0 to {letters['L'] - 1}")
+        if labels is not None and (problem := self._labels_problem(labels, letters["L"])):
+            raise ValueError(f"{name}: {problem}")
         if scratch is not None and scratch.size < (least := self._least_scratch(*letters.items())):
             raise ValueError(f"{name}: expected at least {least} elements of scratch, got {scratch.size}")
+
+    def _problem(self, argument: Argument, value, float_type) -> str:
+        """What is wrong with one array by itself; nothing: ""."""
+        if not isinstance(value, self.array_type):
+            return f"expected {self.array_name}, got {type(value).__name__}"
+        kind = float_type if argument.dtype == "float" else np.dtype(argument.dtype)
+        if value.dtype != kind or not value.dtype.isnative or float_type.char not in "fd":
+            return f"expected float32 or float64 for all (labels: int32) in the machine's byte order, got {value.dtype}"
+        dimensions = 1 if argument.role == "scratch" else len(argument.shape)
+        if value.ndim != dimensions:
+            return f"expected {dimensions} dimensions, got shape {value.shape}"
+        if 0 in value.shape and not _MAY_BE_NONE.intersection(argument.shape) and argument.role != "scratch":
+            return f"expected no empty dimension, got shape {value.shape}"
+        return self._layout_problem(value, dimensions == 4 and "K" not in argument.shape)
+
+    def _layout_problem(self, value, is_planes: bool) -> str:
+        """What is wrong with how an array lies in memory."""
+        if is_planes and value.strides[3] != value.itemsize and value.shape[3] > 1 and value.size:
+            return "expected rows of contiguous numbers"
+        if not is_planes and not value.flags.c_contiguous:
+            return "expected a C-contiguous array"
+        if not value.flags.behaved:
+            return "expected an aligned, writable array"
+        return ""
+
+    def _labels_problem(self, labels, count: int) -> str:
+        """What is wrong with the values of labels."""
+        if labels.min() < 0 or labels.max() >= count:
+            return f"expected labels from 0 to {count - 1}"
+        return ""
 
 
 #: Letters of channels that may be 0.
 _MAY_BE_NONE = {"E", "F", "G"}
-
-
-def _problem(argument: Argument, value, float_type) -> str:
-    """What is wrong with one array by itself; nothing: ""."""
-    if not isinstance(value, np.ndarray):
-        return f"expected a NumPy array, got {type(value).__name__}"
-    kind = float_type if argument.dtype == "float" else np.dtype(argument.dtype)
-    if value.dtype != kind or not value.dtype.isnative or float_type.char not in "fd":
-        return f"expected float32 or float64 for all (labels: int32) in the machine's byte order, got {value.dtype}"
-    dimensions = 1 if argument.role == "scratch" else len(argument.shape)
-    if value.ndim != dimensions:
-        return f"expected {dimensions} dimensions, got shape {value.shape}"
-    planes = dimensions == 4 and "K" not in argument.shape
-    if planes and value.strides[3] != value.itemsize and value.shape[3] > 1 and value.size:
-        return "expected rows of contiguous numbers"
-    if not planes and not value.flags.c_contiguous:
-        return "expected a C-contiguous array"
-    if 0 in value.shape and not _MAY_BE_NONE.intersection(argument.shape) and argument.role != "scratch":
-        return f"expected no empty dimension, got shape {value.shape}"
-    if not value.flags.behaved:
-        return "expected an aligned, writable array"
-    return ""
 
 
 def _mismatch(name: str, size: dict[str, int], scalar: dict[str, float]) -> str:
@@ -105,10 +116,11 @@ def _mismatch(name: str, size: dict[str, int], scalar: dict[str, float]) -> str:
         return f"expected D of at least C, got {shapes}"
     if kind in ("parity", "concat") and not 0 <= offset <= size["D"] - size.get("C", 2):
         return f"expected an offset that leaves room in D, got {offset} and {shapes}"
-    if kind == "interlink" and any(size.get(letter, 0) not in (0, size["C"]) for letter in "EFG"):
+    linked = kind == "interlink" or name == "conv2d_tanh_forward"
+    if linked and any(size.get(letter, 0) not in (0, size.get("O", size["C"])) for letter in "EFG"):
         return f"expected as many channels as y or none, got {shapes}"
-    if kind == "interlink" and size["E"] and (size["H"], size["W"]) != (2 * size["P"], 2 * size["Q"]):
+    if linked and size["E"] and (size["H"], size["W"]) != (2 * size["P"], 2 * size["Q"]):
         return f"expected pooled planes of half the size, got {shapes}"
-    if kind == "interlink" and size["F"] and (size["R"], size["S"]) != (2 * size["H"], 2 * size["W"]):
+    if linked and size["F"] and (size["R"], size["S"]) != (2 * size["H"], 2 * size["W"]):
         return f"expected doubled planes of twice the size, got {shapes}"
     return ""

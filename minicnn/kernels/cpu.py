@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import partial, wraps
 
 import numba
-import numpy as np
 from numba import njit, prange
 from numba.core import config
 
@@ -19,23 +18,15 @@ from minicnn.kernels import SIGNATURES
 from minicnn.kernels.checks import Check
 from minicnn.kernels.cpu_correlation import correlation_scratch, prepare_backward_data, prepare_forward
 from minicnn.kernels.cpu_weight_gradient import prepare_backward_weights, weight_gradient_scratch
+from minicnn.kernels.host import Feed, download, empty, memory_left, record, upload, zeros
 from minicnn.kernels.jit import SERIAL, exp, kernel, like, tanh
-from minicnn.kernels.planes import planes
+from minicnn.kernels.planes import in_turn, planes
 from minicnn.kernels.simd import row
 
-__all__ = ["planes"]  # part of the backend
+__all__ = ["Feed", "download", "empty", "memory_left", "planes", "record", "upload", "zeros"]  # part of the backend
 
 NAME = "numba"
 _BLOCK = 1 << 14  # parameters that one task updates
-
-empty = np.empty
-zeros = np.zeros
-download = np.asarray
-
-
-def upload(destination: np.ndarray, source: np.ndarray) -> None:
-    """Copy a NumPy array of the same shape into `destination`, converting the dtype."""
-    np.copyto(destination, source, casting="unsafe")
 
 
 @contextmanager
@@ -54,7 +45,7 @@ def scratch_size(kernel: str, **size: int) -> int:
     """Elements of scratch that `kernel` needs for the sizes given as shape letters."""
     if kernel.startswith("conv2d"):
         n, c, o, h, w, k = (size[letter] for letter in "NCOHWK")
-        if kernel == "conv2d_forward":
+        if kernel in ("conv2d_forward", "conv2d_tanh_forward"):
             return max(correlation_scratch(n, c, o, h, w, k, itemsize) for itemsize in (4, 8))
         if kernel == "conv2d_backward_data":
             return max(correlation_scratch(n, o, c, h, w, k, itemsize) for itemsize in (4, 8))
@@ -72,9 +63,14 @@ def bind(kernel: str, *arguments) -> Callable[[], None]:
     return partial(globals()[kernel].__wrapped__, *arguments)
 
 
+def _prepare_tanh_forward(y, pooled, up, x, w, b, s) -> Callable[[], None]:
+    return in_turn([prepare_forward(y, x, w, b, s), bind("interlink_forward", y, pooled, up, y)])
+
+
 #: Kernels that are several calls, with places to be found first.
 _PREPARE = {
     "conv2d_forward": prepare_forward,
+    "conv2d_tanh_forward": _prepare_tanh_forward,
     "conv2d_backward_data": prepare_backward_data,
     "conv2d_backward_weights": prepare_backward_weights,
 }
@@ -97,6 +93,12 @@ def _checked(function: Callable) -> Callable:
 def conv2d_forward(y, x, w, b, s):
     """y = x correlated with w (zero padded, stride 1) + b."""
     prepare_forward(y, x, w, b, s)()
+
+
+@_checked
+def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
+    """y = tanh(x correlated with w + b), and what `interlink_forward` makes of it: all of eq. (1)."""
+    _prepare_tanh_forward(y, pooled, up, x, w, b, s)()
 
 
 @_checked
@@ -444,12 +446,13 @@ def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
 
 
 @_checked
-@kernel("flat flat flat flat float float bool float float", lambda values, *_: values.size // _BLOCK)
-def sgd_update(values, velocity, gradients, s, lr, momentum, nesterov, weight_decay, shrink):
+@kernel("flat flat flat number flat float bool float float", lambda values, *_: values.size // _BLOCK)
+def sgd_update(values, velocity, gradients, lr, s, momentum, nesterov, weight_decay, shrink):
     """One step of `minicnn.sgd.SGD` on the flat buffers."""
+    rate = lr[()]
     for task in prange((values.size + _BLOCK - 1) // _BLOCK):
         for i in range(task * _BLOCK, min(values.size, (task + 1) * _BLOCK)):
-            step = -lr * (gradients[i] + weight_decay * values[i])
+            step = -rate * (gradients[i] + weight_decay * values[i])
             velocity[i] = momentum * velocity[i] + step
             move = momentum * velocity[i] + step if nesterov else velocity[i]
             values[i] = shrink * values[i] + move

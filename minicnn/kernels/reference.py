@@ -12,22 +12,18 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from threadpoolctl import ThreadpoolController
 
+from minicnn.kernels.host import Feed, download, empty, memory_left, record, upload, zeros
+
 NAME = "numpy"
 
-empty = np.empty
-zeros = np.zeros
-download = np.asarray
+__all__ = ["Feed", "download", "empty", "memory_left", "record", "upload", "zeros"]  # part of the backend
+
 _BLAS = ThreadpoolController()
 
 
 def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
     """Zeros (N, C, H, W); this backend has no use for a halo."""
     return np.zeros(shape, dtype)
-
-
-def upload(destination: np.ndarray, source: np.ndarray) -> None:
-    """Copy a NumPy array of the same shape into `destination`, converting the dtype."""
-    np.copyto(destination, source, casting="unsafe")
 
 
 def threads(count: int) -> AbstractContextManager:
@@ -90,6 +86,12 @@ def conv2d_forward(y, x, w, b, s):
         col, _ = _im2col(x[n], k, _padding(k), s)
         np.matmul(w.reshape(o, -1), col, out=y[n].reshape(o, -1))
     y += b[:, None, None]
+
+
+def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
+    """y = tanh(x correlated with w + b), and what `interlink_forward` makes of it: all of eq. (1)."""
+    conv2d_forward(y, x, w, b, s)
+    interlink_forward(y, pooled, up, y)
 
 
 def conv2d_backward_data(dx, dy, w, s, add):
@@ -297,7 +299,7 @@ def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
     dz /= total
 
 
-def sgd_update(values, velocity, gradients, s, lr, momentum, nesterov, weight_decay, shrink):
+def sgd_update(values, velocity, gradients, lr, s, momentum, nesterov, weight_decay, shrink):
     """One step of `minicnn.sgd.SGD` on the flat buffers."""
     step = s[: values.size]
     np.multiply(values, weight_decay, out=step)
