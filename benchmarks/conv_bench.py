@@ -1,180 +1,43 @@
 """``python benchmarks/conv_bench.py``: every distinct convolution of the five networks, in each direction.
 
 The kernels are called as a plan calls them. All contenders take turns, round after round,
-so that whatever else the machine does meets them alike.
+so that whatever else the machine does meets them alike. A GPU's are timed by its own events.
 """
 
 import json
 import time
+from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from statistics import median
-from types import ModuleType
 from typing import NamedTuple
 
-import numpy as np
-from measure import (
-    Peak,
-    convolution_flops,
-    cores,
-    find_torch,
-    format_table,
-    machine,
-    result_file,
-    thread_counts,
+from contenders import (
+    GPU_BACKENDS,
+    Case,
+    Contender,
+    DevicePeak,
+    backend_contender,
+    captured_clock,
+    cuda_torch,
+    distinct_convolutions,
+    torch_contender,
 )
+from gpu_model import DEVICES, LAUNCH
+from machine_code import ToolMissing
+from measure import Peak, cores, find_torch, format_table, machine, result_file, thread_counts
+from model_table import NOTE, format_model, format_steps, model_rows
 
 from icnn.command import Parser, positive, progress, run
-from icnn.network import icnn_graph
-from icnn.parts import NETWORKS
+from icnn.errors import InputError
 from minicnn.checkpoint import atomic_path
 from minicnn.kernels import choose_backend, get_backend
-from minicnn.layers import Conv2D
-from minicnn.memory import needs_gradient
 
-KERNELS = {
-    "forward": "conv2d_forward",
-    "input_gradient": "conv2d_backward_data",
-    "weight_gradient": "conv2d_backward_weights",
-}
 ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a call
 SCALING = 0.8  # least share of the ideal gain by more threads at which their rows are taken at face value
 WARM = 0.01  # s of calls before the clock starts: a thread that slept may be milliseconds late
 AIM = 0.9  # least speed against torch's better layout that every convolution should have
-SHORT = 2e8  # FLOP; shorter calls are repeated, so that the clock's steps do not matter
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """The first convolution of a geometry: where it is, and its C, O, K and S x S plane."""
-
-    name: str
-    channels: int
-    filters: int
-    window: int
-    size: int
-    input_gradient: bool
-
-    @property
-    def layer(self) -> str:
-        k, s = self.window, self.size
-        return f"{self.name} {self.channels}->{self.filters} {k}x{k} at {s}x{s}"
-
-    @property
-    def directions(self) -> list[str]:
-        """What a training step computes: nobody needs the gradient of the image."""
-        return [direction for direction in KERNELS if direction != "input_gradient" or self.input_gradient]
-
-    def flops(self, batch: int) -> float:
-        """Multiplications and additions, the same in each direction."""
-        return convolution_flops(batch, self.channels, self.filters, self.window, self.size)
-
-
-class Case(NamedTuple):
-    convolution: Convolution
-    direction: str
-
-
-Calls = dict[Case, Callable[[], object]]
-
-
-class Contender(NamedTuple):
-    """A backend, or torch in one memory layout; `finish` waits until the work of its calls is done."""
-
-    name: str
-    threads: Callable[[int], AbstractContextManager]
-    calls: Calls
-    finish: Callable[[], object]
-
-
-def distinct_convolutions() -> list[Convolution]:
-    """The convolutions of the five networks, one for each geometry."""
-    found: dict[tuple[int, ...], Convolution] = {}
-    for network in NETWORKS.values():
-        graph = icnn_graph(network.labels, network.size)
-        needed = needs_gradient(graph)
-        for node in graph.nodes.values():
-            if isinstance(node.layer, Conv2D):
-                channels, size, _ = graph.input_shapes(node)[0]
-                key = (channels, node.layer.filters, node.layer.window, size)
-                found.setdefault(key, Convolution(node.name, *key, node.inputs[0] in needed))
-    return list(found.values())
-
-
-def example(convolution: Convolution, batch: int) -> tuple[np.ndarray, ...]:
-    """x, w, b and dy: float32, of the size that activations and first weights have."""
-    rng = np.random.default_rng(0)
-    c, o, k, s = convolution.channels, convolution.filters, convolution.window, convolution.size
-    shapes = ((batch, c, s, s), (o, c, k, k), (o,), (batch, o, s, s))
-    x, w, b, dy = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)
-    return x, w / k**2, b, dy
-
-
-def make(kernels: ModuleType, array: np.ndarray, halo: int):
-    """An array like this one, as a plan would ask the backend for it."""
-    if array.ndim == 4 and array.shape[2] > 2 * halo + 1:
-        return kernels.planes(array.shape, array.dtype, halo)
-    return kernels.empty(array.shape, array.dtype)
-
-
-def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int) -> Contender:
-    """The kernels of a backend, bound as a plan does it to arrays and scratch made beforehand."""
-    kernels = get_backend(name)
-    wishes = [
-        kernels.scratch_size(kernel, N=batch, C=c.channels, O=c.filters, K=c.window, H=c.size, W=c.size)
-        for c in convolutions
-        for kernel in KERNELS.values()
-    ]
-    s = kernels.zeros((max(wishes),), "float32")
-    signal = kernels.zeros((1,), "float32")
-    calls: Calls = {}
-
-    def add(case: Case, *arguments) -> None:
-        calls[case] = kernels.bind(KERNELS[case.direction], *arguments)
-
-    for convolution in convolutions:
-        given = example(convolution, batch)
-        halo = convolution.window // 2
-        x, w, b, dy = (make(kernels, array, halo) for array in given)
-        dx, dw, db, y = (make(kernels, array, halo) for array in given)
-        for target, array in zip((x, w, b, dy), given, strict=True):
-            kernels.upload(target, array)
-        add(Case(convolution, "forward"), y, x, w, b, s)
-        add(Case(convolution, "weight_gradient"), dw, db, dy, x, s)
-        if convolution.input_gradient:
-            add(Case(convolution, "input_gradient"), dx, dy, w, s, False)
-    return Contender(name, kernels.threads, calls, lambda: kernels.download(signal))
-
-
-def torch_contender(torch: ModuleType, layout: str, convolutions: Sequence[Convolution], batch: int) -> Contender:
-    """PyTorch's own kernels without autograd; `layout` is "default" or "channels_last"."""
-    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    backward = torch.ops.aten.convolution_backward
-    calls: Calls = {}
-
-    def add(convolution: Convolution) -> None:
-        x, w, b, dy = (torch.from_numpy(array) for array in example(convolution, batch))
-        x, w, dy = (tensor.contiguous(memory_format=memory_format) for tensor in (x, w, dy))
-        pad = convolution.window // 2
-        geometry = (w.shape[0],), (1, 1), (pad, pad), (1, 1), False, (0, 0), 1
-
-        def gradient(*wanted: bool) -> Callable[[], object]:
-            return lambda: backward(dy, x, w, *geometry, wanted)
-
-        calls[Case(convolution, "forward")] = lambda: torch.nn.functional.conv2d(x, w, b, padding=pad)
-        calls[Case(convolution, "input_gradient")] = gradient(True, False, False)
-        calls[Case(convolution, "weight_gradient")] = gradient(False, True, True)
-
-    for convolution in convolutions:
-        add(convolution)
-
-    def threads(count: int) -> AbstractContextManager:
-        torch.set_num_threads(count)
-        return nullcontext()
-
-    return Contender(f"torch_{layout}", threads, calls, lambda: None)
+LAYOUTS = ("default", "channels_last")
 
 
 class Samples:
@@ -196,21 +59,17 @@ class Samples:
 
 def time_call(contender: Contender, case: Case, batch: int, pause: float) -> float:
     """Seconds of one call, after others that warm the caches and wake the threads."""
-    call, repeats = contender.calls[case], max(1, round(SHORT / case.convolution.flops(batch)))
+    call = contender.calls[case]
     time.sleep(pause)
     awake = time.perf_counter() + WARM
     call()
     while time.perf_counter() < awake:
         call()
-    contender.finish()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    contender.finish()
-    return (time.perf_counter() - start) / repeats
+    return contender.clock(call, contender.repeats(case, batch))
 
 
 def measure(
+    peak: Peak | DevicePeak,
     cases: Sequence[Case],
     contenders: Sequence[Contender],
     threads: Sequence[int],
@@ -219,10 +78,11 @@ def measure(
     pause: float,
 ) -> Samples:
     """Everybody's turn, `rounds` times; the peak's before each case."""
-    peak, samples = Peak(), Samples()
+    samples = Samples()
     for contender in contenders:  # compiles what is compiled on first use
-        for case in cases:
-            contender.calls[case]()
+        with contender.threads(max(threads)):
+            for case in cases:
+                contender.calls[case]()
     for number in progress(range(rounds * len(cases)), "cases"):
         case = cases[number % len(cases)]
         for count in threads:
@@ -246,7 +106,6 @@ def make_rows(
                 ms = samples.ms(case, backend, count)
                 assert ms is not None
                 gflops = case.convolution.flops(batch) / ms * 1e-6
-                on_cpu = backend != "cupy"  # else the peak of the CPU, and torch on it, say nothing
                 row = {
                     "layer": case.convolution.layer,
                     "direction": case.direction,
@@ -254,10 +113,10 @@ def make_rows(
                     "threads": count,
                     "ms": ms,
                     "gflops": gflops,
-                    "share_of_peak": gflops / samples.peak(count) if on_cpu else None,
+                    "share_of_peak": gflops / samples.peak(count),
                 }
                 for name in ("torch_default", "torch_channels_last"):
-                    row[f"{name}_ms"] = samples.ms(case, name, count) if on_cpu else None
+                    row[f"{name}_ms"] = samples.ms(case, name, count)
                 rows.append(row)
     return rows
 
@@ -274,8 +133,7 @@ def make_totals(rows: Iterable[dict], samples: Samples) -> list[dict]:
             values = [member[key] for member in members]
             total[key] = None if None in values else sum(values)
         total["gflops"] = sum(member["gflops"] * member["ms"] for member in members) / total["ms"]
-        known = members[0]["share_of_peak"] is not None
-        total["share_of_peak"] = total["gflops"] / samples.peak(threads) if known else None
+        total["share_of_peak"] = total["gflops"] / samples.peak(threads)
         totals.append(total)
     return totals
 
@@ -287,13 +145,10 @@ def format_rows(rows: Iterable[dict]) -> str:
         ms = row[f"{name}_ms"]
         return "-" if ms is None else f"{ms:.2f} ({ms / row['ms']:.2f}x)"
 
-    def share_text(row: dict) -> str:
-        return "-" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}"
-
     lines = [("layer", "direction", "backend", "threads", "ms", "GFLOP/s", "of peak", "torch ms", "channels_last")]
     for row in rows:
         name = row["layer"], row["direction"], row["backend"], str(row["threads"])
-        figures = f"{row['ms']:.2f}", f"{row['gflops']:.0f}", share_text(row)
+        figures = f"{row['ms']:.2f}", f"{row['gflops']:.0f}", f"{row['share_of_peak']:.0%}"
         lines.append((*name, *figures, torch_text(row, "torch_default"), torch_text(row, "torch_channels_last")))
     return format_table(lines, 3)
 
@@ -330,14 +185,88 @@ def format_peaks(samples: Samples, threads: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+class Figures(NamedTuple):
+    """What one kind of processor comes to: the text to print, and what goes into the JSON file."""
+
+    text: str
+    machine: str
+    peak: float
+    rows: list[dict]
+
+
+def on_cpu(backends: Sequence[str], cases: Sequence[Case], threads: Sequence[int], batch: int, quick: bool) -> Figures:
+    """Measure backends of the CPU, and PyTorch if it is installed."""
+    convolutions = list(dict.fromkeys(case.convolution for case in cases))
+    contenders = [backend_contender(name, convolutions, batch) for name in backends]
+    if torch := find_torch():
+        contenders += [torch_contender(torch, layout, convolutions, batch) for layout in LAYOUTS]
+    rounds, pause = (2, 0.0) if quick else (ROUNDS, PAUSE)
+    samples = measure(Peak(), cases, contenders, threads, batch, rounds, pause)
+    rows = make_rows(samples, cases, backends, threads, batch)
+    table = format_rows(rows + make_totals(rows, samples))
+    text = "\n".join([machine(), format_peaks(samples, threads), table, format_worst(rows)])
+    return Figures(text, machine(), samples.peak(max(threads)), rows)
+
+
+def on_gpu(backends: Sequence[str], cases: Sequence[Case], batch: int, quick: bool) -> Figures:
+    """Measure backends of the GPU, and PyTorch there if it is installed; calls of "cupy" also replayed as a graph."""
+    convolutions = list(dict.fromkeys(case.convolution for case in cases))
+    contenders = [backend_contender(name, convolutions, batch) for name in backends]
+    kernels = get_backend("cupy")
+    ours = [contender for contender in contenders if contender.name == "cupy"]
+    contenders += [one._replace(name="captured", clock=captured_clock(kernels)) for one in ours]
+    if torch := cuda_torch(find_torch()):
+        contenders += [torch_contender(torch, layout, convolutions, batch, "cuda") for layout in LAYOUTS]
+    peak = DevicePeak(kernels.cupy)
+    samples = measure(peak, cases, contenders, [1], batch, 2 if quick else ROUNDS, 0.0)
+    rows = make_rows(samples, cases, backends, [1], batch)
+    table = format_rows(rows + make_totals(rows, samples))
+    for row, case in zip(rows, (case for case in cases for _ in backends), strict=True):
+        row["threads"] = None
+        row["captured_ms"] = samples.ms(case, "captured", 1) if row["backend"] == "cupy" else None
+    about = f"{peak.name}; {machine()}"
+    total = sum(row["captured_ms"] or 0 for row in rows)
+    steps = format_steps([row for row in rows if row["backend"] == "cupy"])
+    notes = f"peak of multiply-adds {samples.peak(1):.0f} GFLOP/s; calls of cupy as one graph: {total:.3f} ms in all"
+    return Figures("\n".join([about, notes, table, steps]), about, samples.peak(1), rows)
+
+
+def modelled(device: str, cases: Sequence[Case], batch: int) -> Figures:
+    """What a GPU that is not here would take, at the least."""
+    rows = model_rows(cases, device, batch)
+    about = f"{device}: {NOTE}"
+    peak = f"peak of multiply-adds {DEVICES[device].peak:.0f} GFLOP/s; a launch {1e6 * LAUNCH:.0f} us, assumed"
+    return Figures("\n".join([about, peak, format_model(rows), format_steps(rows)]), about, DEVICES[device].peak, rows)
+
+
+def chosen_figures(options: Namespace, cases: Sequence[Case]) -> list[Figures]:
+    """The figures that the options ask for, of the GPU first."""
+    names = options.backend.split(",")
+    if options.model:
+        if names != ["cupy"]:
+            raise InputError("--model: expected --backend cupy beside it, for which there is a model")
+        try:
+            return [modelled(options.model, cases, options.batch)]
+        except ToolMissing as error:
+            raise InputError(f"--model: {error}") from None
+    backends = list(dict.fromkeys(choose_backend(name)[0] for name in names))
+    gpu, cpu = ([name for name in backends if (name in GPU_BACKENDS) == wanted] for wanted in (True, False))
+    found = []
+    if gpu:  # cuBLAS beside ours
+        found.append(on_gpu(list(dict.fromkeys([*gpu, *GPU_BACKENDS])), cases, options.batch, options.quick))
+    if cpu:
+        found.append(on_cpu(cpu, cases, options.threads, options.batch, options.quick))
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``--help``."""
     parser = Parser(
         prog="python benchmarks/conv_bench.py",
         description="Time every distinct convolution of the five networks, forward and both gradients, "
-        "beside the CPU's peak of multiply-adds and, if it is installed, PyTorch.",
+        "beside the processor's peak of multiply-adds and, if it is installed, PyTorch.",
     )
-    parser.add_argument("--backend", default="numba", help="auto, numpy, numba or cupy, or several with commas")
+    parser.add_argument("--backend", default="numba", help="auto, numpy, numba, cupy or cublas, or several with commas")
     parser.add_argument(
         "--threads",
         type=thread_counts,
@@ -346,30 +275,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="numbers of CPU threads (default: 1 and all cores)",
     )
     parser.add_argument("--batch", type=positive, default=10, metavar="N", help="images (default: 10)")
+    parser.add_argument(
+        "--model",
+        choices=sorted(DEVICES),
+        help="with --backend cupy: measure nothing, tell from the machine code what this GPU takes at the least",
+    )
     parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--quick", action="store_true", help="one layer and two rounds: does it run?")
     options = parser.parse_args(argv)
-    backends = list(dict.fromkeys(choose_backend(name)[0] for name in options.backend.split(",")))
     convolutions = distinct_convolutions()
     if options.quick:
         convolutions = [c for c in convolutions if c.input_gradient][-1:]
     cases = [Case(c, direction) for c in convolutions for direction in c.directions]
-    contenders = [backend_contender(name, convolutions, options.batch) for name in backends]
-    if torch := find_torch():
-        layouts = "default", "channels_last"
-        contenders += [torch_contender(torch, layout, convolutions, options.batch) for layout in layouts]
-    rounds, pause = (2, 0.0) if options.quick else (ROUNDS, PAUSE)
-    samples = measure(cases, contenders, options.threads, options.batch, rounds, pause)
-    rows = make_rows(samples, cases, backends, options.threads, options.batch)
-    peak = samples.peak(max(options.threads))
-    print(machine())
-    print(format_peaks(samples, options.threads))
-    print(format_rows(rows + make_totals(rows, samples)))
-    print(format_worst(rows))
+    found = chosen_figures(options, cases)
+    print(*(figures.text for figures in found), sep="\n\n")
     if options.json:
-        figures = {"machine": machine(), "peak_gflops": peak, "rows": rows}
+        rows = [row for figures in found for row in figures.rows]
+        result = {"machine": found[0].machine, "peak_gflops": found[0].peak, "rows": rows}
         with atomic_path(options.json) as path:
-            path.write_text(json.dumps(figures, indent=1) + "\n")
+            path.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 

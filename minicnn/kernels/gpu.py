@@ -179,9 +179,8 @@ class Feed:
             moves.append((destination[part], arrived[part]))
         slot.sent.record(_COPIES)
         _STREAM.wait_event(slot.sent)
-        with _STREAM:
-            for destination, arrived in moves:
-                destination[...] = arrived
+        for destination, arrived in moves:  # not by assignment, which would be a kernel's launch
+            destination.data.copy_from_device_async(arrived.data, arrived.nbytes, _STREAM)
         slot.taken.record(_STREAM)
 
 

@@ -43,7 +43,7 @@ def source(file: str) -> str:
 
 def compiled_with(file: str, expression: str) -> tuple[str, ...]:
     """The instances that are compiled together with one: all small kernels of a file, a convolution's by itself."""
-    name, _, parameters = expression.partition("<")
+    parameters = expression.partition("<")[2]
     small = r"template <typename T>\n__global__ void(?: __launch_bounds__\(\w+\))?\s+(\w+)\("
     kernels = re.findall(small, read_source(file))
     return tuple(f"{kernel}<{parameters}" for kernel in kernels) if "," not in parameters else (expression,)

@@ -1,0 +1,39 @@
+"""Lets `minicnn.kernels.gpu` have the stand-in for CuPy, so that its kernels run here, on the CPU, under a checker."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+
+import pytest
+import standin
+
+_BACKENDS = ("minicnn.kernels.gpu", "minicnn.kernels.gpu_im2col")
+
+
+@pytest.fixture
+def device() -> Iterator[None]:
+    """A GPU: the backends "cupy" and "cublas" can be used, and nothing goes on behind a test's back."""
+    if shutil.which("g++") is None:
+        if os.environ.get("ICNN_REQUIRE_CUDA_WHEELS") == "1":
+            pytest.fail("g++ is needed to run CUDA kernels on the CPU")
+        pytest.skip("g++ is needed to run CUDA kernels on the CPU")
+    import minicnn.kernels
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", standin.cupy)
+        for name in _BACKENDS:  # import them anew, and forget them afterwards
+            patch.setitem(sys.modules, name, None)
+            patch.delitem(sys.modules, name)
+        for name in ("gpu", "gpu_im2col"):
+            patch.delattr(minicnn.kernels, name, raising=False)
+        standin.configure()
+        standin.STATS.reset()
+        yield
+        standin.finish()
+
+
+@pytest.fixture(params=[0, 1, 2], ids=["ascending", "descending", "shuffled"])
+def order(request, monkeypatch) -> None:
+    """Of the threads of a block, and of the blocks."""
+    monkeypatch.setattr(standin, "ORDER", request.param)

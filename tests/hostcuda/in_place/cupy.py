@@ -1,0 +1,16 @@
+"""With this folder on PYTHONPATH a program, and all that it starts, has the stand-in for CuPy.
+
+ICNN_HOSTCUDA_CHECKED=0 compiles kernels for speed, without the checker.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+import standin  # noqa: E402
+
+standin.IS_IN_PLACE = True
+standin.CHECKED = os.environ.get("ICNN_HOSTCUDA_CHECKED") != "0"
+sys.modules[__name__] = standin.cupy

@@ -1,0 +1,241 @@
+"""Small cases for every CUDA kernel, each compared with the reference.
+
+They run on whatever `minicnn.kernels.gpu` has for CuPy: the stand-in here, a GPU in `tests/gpu`. Sizes are the least
+that have everything a kernel can meet: several images, planes that tiles hang over, channels and filters that do not
+fill a pass, outputs among the channels of a larger array.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from examples import Caller, draw_arrays
+
+from minicnn.kernels import SIGNATURES, get_backend, gpu_tiles
+
+_BETWEEN = 1  # channels of a larger array before an array, and twice as many behind it
+
+
+class Case(NamedTuple):
+    """One call: the source file it proves, kernel, sizes as shape letters, scalars, dtype and backend.
+
+    `tile` picks a launch among those that would do, 0 the first and 1 the last; None: as the backend chooses.
+    """
+
+    file: str
+    kernel: str
+    sizes: dict[str, int]
+    scalars: dict[str, float] = {}  # noqa: RUF012 - never written to
+    dtype: str = "float32"
+    tile: float | None = None
+    backend: str = "cupy"
+
+    def __str__(self) -> str:
+        sizes = "".join(f"{letter}{length}" for letter, length in self.sizes.items())
+        scalars = "".join(f"-{name}{value}" for name, value in self.scalars.items())
+        tile = "" if self.tile is None else f"-tile{self.tile}"
+        return f"{self.backend}-{self.kernel}-{sizes}{scalars}-{self.dtype}{tile}"
+
+
+def _planes(c: int, h: int, w: int, n: int = 3, **more: int) -> dict[str, int]:
+    return {"N": n, "C": c, "H": h, "W": w, **more}
+
+
+def _linked(sizes: dict[str, int], pooled: bool = True, doubled: bool = True) -> dict[str, int]:
+    """With the letters of pooled and doubled planes: E and F channels of them."""
+    channels, h, w = sizes.get("O", sizes["C"]), sizes["H"], sizes["W"]
+    halves = {"E": channels if pooled else 0, "P": h // 2, "Q": w // 2}
+    return sizes | halves | {"F": channels if doubled else 0, "R": 2 * h, "S": 2 * w}
+
+
+def _convolution(n: int, c: int, o: int, k: int, h: int, w: int) -> dict[str, int]:
+    return {"N": n, "C": c, "O": o, "K": k, "H": h, "W": w}
+
+
+def _correlations() -> Iterator[Case]:
+    odd, even = _convolution(3, 5, 6, 3, 5, 10), _convolution(3, 6, 5, 2, 6, 12)
+    tall, wide = _convolution(1, 3, 11, 3, 9, 7), _convolution(1, 3, 4, 6, 3, 44)
+    for tile in (0, 0.3, 0.6, 1):
+        yield Case("correlation.cu", "conv2d_forward", odd, tile=tile)
+        yield Case("correlation.cu", "conv2d_tanh_forward", _linked(even), tile=tile)
+        yield Case("correlation.cu", "conv2d_backward_data", odd, {"add": tile == 0}, tile=tile)
+        yield Case("correlation.cu", "conv2d_backward_data", even, {"add": tile > 0}, tile=tile)
+    for tile in (0, 1):
+        yield Case("correlation.cu", "conv2d_forward", tall, tile=tile)
+        yield Case("correlation.cu", "conv2d_forward", wide, tile=tile)
+        yield Case("correlation.cu", "conv2d_backward_data", wide, {"add": True}, tile=tile)
+    yield Case("correlation.cu", "conv2d_tanh_forward", _linked(odd, False, True), tile=0.5)
+    yield Case("correlation.cu", "conv2d_tanh_forward", _linked(even, True, False), dtype="float64")
+    yield Case("correlation.cu", "conv2d_tanh_forward", _linked(even, False, False), dtype="float64")
+    yield Case("correlation.cu", "conv2d_backward_data", odd, {"add": False}, "float64")
+
+
+def _weight_gradients() -> Iterator[Case]:
+    odd, even = _convolution(3, 5, 6, 3, 5, 10), _convolution(2, 9, 5, 2, 6, 12)
+    tall, wide = _convolution(1, 3, 11, 3, 9, 7), _convolution(2, 3, 4, 6, 3, 44)
+    for sizes in (odd, even):
+        for tile in (0, 0.3, 0.6, 1, None):
+            yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=tile)
+    for sizes in (tall, wide):
+        for tile in (0, 1):
+            yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=tile)
+    yield Case("weight_gradient.cu", "conv2d_backward_weights", odd, dtype="float64")
+
+
+def _glue() -> Iterator[Case]:
+    for dtype in ("float32", "float64"):
+        pooled = _planes(3, 6, 8, P=3, Q=4)
+        for window, stride, border in ((2, 2, 0), (3, 2, 1)):
+            scalars = {"window": window, "stride": stride, "border": border}
+            yield Case("glue.cu", "max_pool2d_forward", pooled, scalars, dtype)
+            for add in (False, True):
+                yield Case("glue.cu", "max_pool2d_backward", pooled, {**scalars, "add": add}, dtype)
+        doubled = _planes(3, 3, 5, D=5, P=9, Q=15)
+        yield Case("glue.cu", "mean_pool2d_forward", pooled, {"window": 2}, dtype)
+        yield Case("glue.cu", "upsample_nearest2d_forward", doubled | {"D": 3}, {"factor": 3}, dtype)
+        yield Case("glue.cu", "parity_maps", {"N": 2, "D": 2, "H": 5, "W": 6}, {"offset": 0}, dtype)
+        yield Case("glue.cu", "concat_forward", _planes(3, 5, 6, D=3), {"offset": 0}, dtype)
+        yield Case("glue.cu", "tanh_forward", _planes(3, 5, 6), {}, dtype)
+        for add in (False, True):
+            yield Case("glue.cu", "mean_pool2d_backward", pooled, {"window": 2, "add": add}, dtype)
+            yield Case("glue.cu", "upsample_nearest2d_backward", doubled, {"factor": 3, "add": add}, dtype)
+            yield Case("glue.cu", "concat_backward", _planes(3, 5, 6, D=6), {"offset": 2, "add": add}, dtype)
+            yield Case("glue.cu", "tanh_backward", _planes(3, 5, 6), {"add": add}, dtype)
+        for links in ((True, True), (True, False), (False, True), (False, False)):
+            linked = _linked(_planes(3, 6, 8), *links)
+            yield Case("glue.cu", "interlink_forward", linked, {}, dtype)
+            yield Case("glue.cu", "interlink_backward", linked | {"G": 3}, {}, dtype)
+            yield Case("glue.cu", "interlink_backward", linked | {"G": 0}, {}, dtype)
+        odd = _linked(_planes(2, 5, 7), False, True)
+        yield Case("glue.cu", "interlink_forward", odd, {}, dtype)
+        yield Case("glue.cu", "interlink_backward", odd | {"G": 2}, {}, dtype)
+    large = _planes(2, 36, 34, 2)  # more pixels than a block has threads
+    yield Case("glue.cu", "tanh_forward", large)
+    yield Case("glue.cu", "interlink_backward", _linked(large) | {"G": 2})
+
+
+def _losses() -> Iterator[Case]:
+    update = {"momentum": 0.8, "nesterov": True, "weight_decay": 0.01, "shrink": 0.999}
+    for dtype in ("float32", "float64"):
+        for sizes in ({"N": 2, "L": 4, "H": 5, "W": 6}, {"N": 3, "L": 9, "H": 17, "W": 13}):
+            yield Case("loss.cu", "softmax_cross_entropy_forward", sizes, {}, dtype)
+            yield Case("loss.cu", "softmax_cross_entropy_backward", sizes, {}, dtype)
+        for nesterov in (False, True):
+            yield Case("loss.cu", "sgd_update", {"V": 300}, {**update, "nesterov": nesterov}, dtype)
+    many = {"N": 2, "L": 2, "H": 185, "W": 180}  # more blocks than the last sum has threads
+    yield Case("loss.cu", "softmax_cross_entropy_forward", many)
+
+
+def _columns() -> Iterator[Case]:
+    for sizes in (_convolution(3, 3, 4, 3, 5, 6), _convolution(2, 2, 3, 2, 4, 7)):
+        for kernel, scalars in (
+            ("conv2d_forward", {}),
+            ("conv2d_backward_data", {"add": False}),
+            ("conv2d_backward_data", {"add": True}),
+            ("conv2d_backward_weights", {}),
+        ):
+            yield Case("im2col.cu", kernel, sizes, scalars, backend="cublas")
+    large = _convolution(1, 1, 2, 1, 20, 19)  # a plane of more pixels than a block has threads
+    yield Case("im2col.cu", "conv2d_backward_weights", large, dtype="float64", backend="cublas")
+
+
+CASES = [*_correlations(), *_weight_gradients(), *_glue(), *_losses(), *_columns()]
+
+#: Files whose cases also prove the functions that all files share.
+_SHARING = ("correlation.cu", "weight_gradient.cu", "loss.cu", "glue.cu")
+
+
+# ---- running
+
+
+def _on_device(kernels: ModuleType, values: np.ndarray, in_slot: bool):
+    """A copy on the device; `in_slot`, as channels of a larger array whose other channels are never written."""
+    shape = values.shape
+    if in_slot:
+        wide = kernels.empty((shape[0], _BETWEEN + shape[1] + 2 * _BETWEEN, *shape[2:]), values.dtype.name)
+        array = wide[:, _BETWEEN : _BETWEEN + shape[1]]
+    else:
+        array = kernels.empty(shape, values.dtype.name)
+    if values.size:
+        for target, image in zip(array, values, strict=True) if in_slot else ((array, values),):
+            kernels.upload(target, image)
+    return array
+
+
+@contextmanager
+def _chosen(gpu: ModuleType, tile: float | None) -> Iterator[None]:
+    """Let the launches of convolutions be chosen by `tile`."""
+    if tile is None:
+        yield
+        return
+
+    def pick(candidates: Iterator[gpu_tiles.Tile]) -> gpu_tiles.Tile:
+        known = list(candidates)
+        return known[round(tile * (len(known) - 1))]
+
+    def correlation(n, c, o, h, w, k, dtype, backward=False, pooled=False):
+        sizes = (n, o, c, h, w, k) if backward else (n, c, o, h, w, k)
+        return pick(gpu_tiles.correlation_tiles(sizes, dtype, backward, pooled))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "correlation_tile", correlation)
+        patch.setattr(
+            gpu, "weight_gradient_tile", lambda *sizes: pick(gpu_tiles.weight_gradient_tiles(sizes[:-1], sizes[-1]))
+        )
+        yield
+
+
+def run_case(case: Case) -> None:
+    """Call the kernel on the device and compare all it writes with the reference.
+
+    Raises
+    ------
+    AssertionError
+        If a number is wrong; whatever the device raises.
+    """
+    kernels, gpu = get_backend(case.backend), get_backend("cupy")
+    table, rng = SIGNATURES[case.kernel], np.random.default_rng(7)
+    arrays = draw_arrays(case.kernel, case.sizes, case.scalars, case.dtype, rng)
+    for name, array in arrays.items():
+        if case.scalars.get("add") and name == "dx":
+            array[...] = rng.standard_normal(array.shape)
+    expected = {name: array.copy() for name, array in arrays.items()}
+    Caller("numpy")(case.kernel, *expected.values(), **case.scalars)
+
+    given = {}
+    usual = kernels.scratch_size(case.kernel, **case.sizes)  # what is asked for, whichever tile is taken
+    with _chosen(gpu, case.tile):
+        length = max(usual, kernels.scratch_size(case.kernel, **case.sizes))
+        for argument in table:
+            if argument.role == "scalar":
+                given[argument.name] = case.scalars[argument.name]
+            elif argument.role == "scratch":
+                given[argument.name] = kernels.empty(length, case.dtype)
+            else:
+                in_slot = len(argument.shape) == 4 and "K" not in argument.shape
+                given[argument.name] = _on_device(kernels, arrays[argument.name], in_slot)
+        getattr(kernels, case.kernel)(*given.values())
+    tolerance = 2e-6 if case.dtype == "float32" else 1e-13
+    for name, values in expected.items():
+        limit = tolerance * max(1, np.abs(values).max(initial=0)) * (1 if values.ndim == 4 else 10)
+        np.testing.assert_allclose(kernels.download(given[name]), values, rtol=0, atol=limit, err_msg=f"{case}: {name}")
+
+
+def cases_of(file: str) -> list[Case]:
+    """The cases that prove a source file."""
+    return [case for case in CASES if case.file == file or (file == "common.cuh" and case.file in _SHARING)]
+
+
+def run_cases(file: str, text: str) -> None:
+    """Run a source file's cases with another text in its place; raises at the first that fails."""
+    gpu = get_backend("cupy")
+    real = gpu_tiles.read_source
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_tiles, "read_source", lambda name: text if name == file else real(name))
+        for cached in (gpu_tiles.source, gpu.module_of):
+            cached.cache_clear()
+        for case in cases_of(file):
+            run_case(case)
