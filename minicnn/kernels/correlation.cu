@@ -148,30 +148,37 @@ __global__ void __launch_bounds__(SMALL<RO, RP> ? 256 : 128, sizeof(T) == 8 ? 1 
     const int n = first_image + image, i = top + row, j = left + segment * RP;
     const int count = active && n < images && i < height ? min(RP, width - j) : 0;
     const Index pixel = Index(i) * width + j;
-    // Forward, a filter's sums pass through shared memory: a rolled loop can compute their tanh there, and of each pair
-    // of rows the upper one's thread finds the lower one's.
+    // One filter's sums at a time pass through shared memory, where of each pair of rows the upper one's thread finds the
+    // lower one's. The others' move up: a loop that is not unrolled cannot index registers, and unrolled it is long.
     T* const mine = patch + thread;
     const int threads = blockDim.x;
     __syncthreads();  // nobody reads the patch any more
-#pragma unroll
+#pragma unroll 1
     for (int o = 0; o < RO; o++) {
+#pragma unroll
+        for (int p = 0; p < RP; p++) {
+            mine[p * threads] = sums[0][p];
+#pragma unroll
+            for (int q = 1; q < RO; q++) sums[q - 1][p] = sums[q][p];
+        }
         const int filter = first_filter + group * RO + o;
         const int stored = filter < filters ? count : 0;
         T* const to = y + n * y_step + Index(filter) * plane + pixel;
+        T values[RP];
         if constexpr (BACKWARD) {
+#pragma unroll
+            for (int p = 0; p < RP; p++) values[p] = mine[p * threads];
             if (flags & ADD)
-                add(to, sums[o], stored);
+                add(to, values, stored);
             else
-                store(to, sums[o], stored);
+                store(to, values, stored);
         } else {
             const T bias = filter < filters ? b[filter] : T(0);
-#pragma unroll
-            for (int p = 0; p < RP; p++) mine[p * threads] = sums[o][p] + bias;
-            if (flags & TANH) {
 #pragma unroll 1
-                for (int p = 0; p < RP; p++) mine[p * threads] = hyperbolic_tangent(mine[p * threads]);
+            for (int p = 0; p < RP; p++) {
+                const T sum = mine[p * threads] + bias;
+                mine[p * threads] = flags & TANH ? hyperbolic_tangent(sum) : sum;
             }
-            T values[RP];
 #pragma unroll
             for (int p = 0; p < RP; p++) values[p] = mine[p * threads];
             store(to, values, stored);

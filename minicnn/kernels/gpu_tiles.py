@@ -101,9 +101,9 @@ def chunk_of(window: int) -> int:
     return 2 if window > 5 else 4
 
 
-def filters_of_thread(filters: int) -> int:
-    """Filters that one thread computes: up to 10, such that the last threads have few that do not exist."""
-    return min(range(min(filters, 10), 0, -1), key=lambda ro: (_ceil(filters, ro) * ro, abs(ro - 8)))
+def filters_of_thread(filters: int, most: int = 10) -> int:
+    """Filters that one thread computes, such that the last threads have few that do not exist."""
+    return min(range(min(filters, most), 0, -1), key=lambda ro: (_ceil(filters, ro) * ro, abs(ro - 8)))
 
 
 def _cost(blocks: int, threads: int, shared: int, instructions: float) -> float:
@@ -175,7 +175,7 @@ def correlation_tiles(sizes: tuple[int, ...], dtype: str, backward: bool, pooled
     """All launches that would do; sizes are images, channels summed over, channels written, height, width, window."""
     images, _, filters, height, width, _ = sizes
     most = filters_of_thread(filters)
-    for ro, rp in product({most, 4} if most == 8 else {most}, _pixels_of_thread(width, dtype, pooled)):
+    for ro, rp in product((4, 8) if most == 8 else (most,), _pixels_of_thread(width, dtype, pooled)):
         in_row = _ceil(width, rp)
         segments = _ceil(in_row, _ceil(in_row * rp, _WIDEST))
         for rows in (2, 4, 6, 8, 10, 12, 16, 20, 24, 32):  # even, so that pairs of them have one maximum
@@ -270,8 +270,12 @@ def weight_gradient_tiles(sizes: tuple[int, ...], dtype: str) -> Iterator[Tile]:
     rs = 5 if width % 5 == 0 and width % 4 else 4
     in_row = _ceil(width, rs)
     columns = _ceil(in_row, _ceil(in_row * rs, _WIDEST)) * rs
-    fewer, more = filters_of_thread(filters), _ceil(filters, _ceil(filters, 16))
-    for ro, rows in product({fewer, more if more * k <= 80 else fewer}, (2, 4, 8, 10, 16, 20)):
+    if dtype == "float64":  # registers are of 32 bits
+        choices = {filters_of_thread(filters, max(1, 48 // k))}
+    else:
+        more = _ceil(filters, _ceil(filters, 16))
+        choices = {filters_of_thread(filters), more} if more * k <= 80 else {filters_of_thread(filters)}
+    for ro, rows in product(sorted(choices), (2, 4, 8, 10, 16, 20)):
         if rows > height + height % 2:
             continue
         most = threads_of_weight_gradient(ro, k)

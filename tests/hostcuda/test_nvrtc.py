@@ -18,7 +18,7 @@ import pytest
 import wheels
 from conv_bench import distinct_convolutions
 from gpu_model import tile_of
-from machine_code import CompileError, Resources, ToolMissing, compiler, cupy_options
+from machine_code import CompileError, Compiler, Resources, ToolMissing, compiler, cupy_options
 
 from minicnn.kernels.gpu_tiles import OPTIONS, SHARED, Tile, source
 
@@ -290,3 +290,11 @@ def test_limits():
         (fits._replace(stack=8), Launch(32, 0)),
     ]:
         assert len(problems(taken, launch)) == 1
+
+
+@pytest.mark.parametrize(("required", "outcome"), [("0", pytest.skip.Exception), ("1", pytest.fail.Exception)])
+def test_a_missing_wheel_is_noticed(monkeypatch, required, outcome):
+    monkeypatch.setattr("machine_code._COMPILERS", {12: "no-such-wheel"})
+    monkeypatch.setenv("ICNN_REQUIRE_CUDA_WHEELS", required)
+    with pytest.raises(outcome, match="pip install no-such-wheel"):
+        wheels.require(lambda: Compiler(12))
