@@ -131,11 +131,11 @@ class _Compilations(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
             print(f"warning: {record.getMessage()}", file=sys.stderr)
-        elif not self.started:
+            return
+        if not self.started:
             self.started = time.perf_counter()
             print("compiling kernels, once: half a minute at most", file=sys.stderr, flush=True)
-        elif record.getMessage().startswith("compiled"):
-            self.count += 1
+        self.count += record.getMessage().startswith("compiled")
 
 
 @contextmanager

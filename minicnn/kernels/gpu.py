@@ -65,6 +65,8 @@ def _require_device() -> None:
     ------
     ImportError
     """
+    if os.environ.get("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0") not in ("", "0"):
+        raise ImportError("its streams would not wait for each other: unset CUPY_CUDA_PER_THREAD_DEFAULT_STREAM")
     try:
         if not cupy.cuda.runtime.getDeviceCount():
             raise ImportError("no NVIDIA GPU was found")

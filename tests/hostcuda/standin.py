@@ -26,7 +26,6 @@ __all__ = ["STATS", "Hazard", "Stats", "configure", "cupy", "finish", "schedule"
 ORDER = 0
 CHECKED = True
 COMPILER = hostcompile.Module
-IS_IN_PLACE = False  # of CuPy in the whole process, see in_place/cupy.py
 
 _STANDARD = re.compile(r"--?std=c\+\+17")
 _MOST_BLOCKS, _MOST_THREADS = (2**31 - 1, 65535, 65535), (1024, 1024, 64)
@@ -68,7 +67,7 @@ def schedule(mode: str = "lazy", seed: int = 0) -> None:
 
 
 def finish() -> None:
-    """Do all that still waits, and look at the guard zones of arrays that are gone.
+    """Do all that still waits, and look at the guard zones of arrays that are gone; then the schedule is lazy again.
 
     Raises
     ------
@@ -83,6 +82,7 @@ def finish() -> None:
             raise Hazard(f"something wrote beside an array, which shows in {MACHINE.broken} that are gone")
     finally:
         MACHINE.forget()
+        schedule()
 
 
 # ---- kernels
