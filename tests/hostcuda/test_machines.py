@@ -1,8 +1,8 @@
 """Does the GPU backend say in one line why it cannot be used on a machine, and does "auto" then go on without it?"""
 
 import os
-import stat
 import sys
+from pathlib import Path
 
 import pytest
 import standin
@@ -62,7 +62,7 @@ def test_an_unwritable_cache_is_replaced(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CUPY_CACHE_DIR", str(folder))
     kernels = get_backend("cupy")
     assert float(kernels.download(kernels.zeros((1,), "float32"))[0]) == 0
-    assert os.environ["CUPY_CACHE_DIR"] != str(folder) and stat.S_ISDIR(os.stat(os.environ["CUPY_CACHE_DIR"]).st_mode)
+    assert os.environ["CUPY_CACHE_DIR"] != str(folder) and Path(os.environ["CUPY_CACHE_DIR"]).is_dir()
     assert "set CUPY_CACHE_DIR" in caplog.text
 
 
