@@ -102,8 +102,10 @@ def chunk_of(window: int) -> int:
 
 
 def filters_of_thread(filters: int, most: int = 10) -> int:
-    """Filters that one thread computes, such that the last threads have few that do not exist."""
-    return min(range(min(filters, most), 0, -1), key=lambda ro: (_ceil(filters, ro) * ro, abs(ro - 8)))
+    """Filters that one thread computes: many, since they share loads, but few beyond the last that there is."""
+    if filters % 8 == 0 and most >= 8:
+        return 8
+    return min(range(min(filters, most), 0, -1), key=lambda ro: _ceil(filters, ro) * (ro + 2))
 
 
 def _cost(blocks: int, threads: int, shared: int, instructions: float) -> float:

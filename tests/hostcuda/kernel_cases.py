@@ -22,7 +22,9 @@ _BETWEEN = 1  # channels of a larger array before an array, and twice as many be
 class Case(NamedTuple):
     """One call: the source file it proves, kernel, sizes as shape letters, scalars, dtype and backend.
 
-    `tile` picks a launch among those that would do, 0 the first and 1 the last; None: as the backend chooses.
+    `tile` picks a launch among those that would do, 0 the first and 1 the last, and gives each block several tiles;
+    None: as the backend chooses. `values` are "normal", "ties" (few different ones), "large" (whose exponentials
+    overflow) or "nan" (some are; what is right then is what the numba backend does).
     """
 
     file: str
@@ -32,12 +34,13 @@ class Case(NamedTuple):
     dtype: str = "float32"
     tile: float | None = None
     backend: str = "cupy"
+    values: str = "normal"
 
     def __str__(self) -> str:
         sizes = "".join(f"{letter}{length}" for letter, length in self.sizes.items())
         scalars = "".join(f"-{name}{value}" for name, value in self.scalars.items())
         tile = "" if self.tile is None else f"-tile{self.tile}"
-        return f"{self.backend}-{self.kernel}-{sizes}{scalars}-{self.dtype}{tile}"
+        return f"{self.backend}-{self.kernel}-{sizes}{scalars}-{self.dtype}{tile}-{self.values}"
 
 
 def _planes(c: int, h: int, w: int, n: int = 3, **more: int) -> dict[str, int]:
@@ -76,7 +79,8 @@ def _correlations() -> Iterator[Case]:
 def _weight_gradients() -> Iterator[Case]:
     odd, even = _convolution(3, 5, 6, 3, 5, 10), _convolution(2, 9, 5, 2, 6, 12)
     tall, wide = _convolution(1, 3, 11, 3, 9, 7), _convolution(2, 3, 4, 6, 3, 44)
-    for sizes in (odd, even):
+    exact = _convolution(2, 2, 3, 5, 4, 8)  # rows of the patch need no padding
+    for sizes in (odd, even, exact):
         for tile in (0, 0.3, 0.6, 1, None):
             yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=tile)
     for sizes in (tall, wide):
@@ -88,11 +92,14 @@ def _weight_gradients() -> Iterator[Case]:
 def _glue() -> Iterator[Case]:
     for dtype in ("float32", "float64"):
         pooled = _planes(3, 6, 8, P=3, Q=4)
-        for window, stride, border in ((2, 2, 0), (3, 2, 1)):
+        for window, stride, border in ((2, 2, 0), (3, 2, 1), (3, 1, 2), (1, 1, 0)):
             scalars = {"window": window, "stride": stride, "border": border}
-            yield Case("glue.cu", "max_pool2d_forward", pooled, scalars, dtype)
+            sizes = pooled if stride == 2 else pooled | {"H": 3, "W": 4}
+            yield Case("glue.cu", "max_pool2d_forward", sizes, scalars, dtype)
             for add in (False, True):
-                yield Case("glue.cu", "max_pool2d_backward", pooled, {**scalars, "add": add}, dtype)
+                yield Case("glue.cu", "max_pool2d_backward", sizes, {**scalars, "add": add}, dtype)
+            for values in ("ties", "nan"):
+                yield Case("glue.cu", "max_pool2d_backward", sizes, {**scalars, "add": False}, dtype, values=values)
         doubled = _planes(3, 3, 5, D=5, P=9, Q=15)
         yield Case("glue.cu", "mean_pool2d_forward", pooled, {"window": 2}, dtype)
         yield Case("glue.cu", "upsample_nearest2d_forward", doubled | {"D": 3}, {"factor": 3}, dtype)
@@ -112,6 +119,7 @@ def _glue() -> Iterator[Case]:
         odd = _linked(_planes(2, 5, 7), False, True)
         yield Case("glue.cu", "interlink_forward", odd, {}, dtype)
         yield Case("glue.cu", "interlink_backward", odd | {"G": 2}, {}, dtype)
+        yield Case("glue.cu", "interlink_backward", _linked(_planes(3, 6, 8)) | {"G": 3}, {}, dtype, values="ties")
     large = _planes(2, 36, 34, 2)  # more pixels than a block has threads
     yield Case("glue.cu", "tanh_forward", large)
     yield Case("glue.cu", "interlink_backward", _linked(large) | {"G": 2})
@@ -123,6 +131,7 @@ def _losses() -> Iterator[Case]:
         for sizes in ({"N": 2, "L": 4, "H": 5, "W": 6}, {"N": 3, "L": 9, "H": 17, "W": 13}):
             yield Case("loss.cu", "softmax_cross_entropy_forward", sizes, {}, dtype)
             yield Case("loss.cu", "softmax_cross_entropy_backward", sizes, {}, dtype)
+            yield Case("loss.cu", "softmax_cross_entropy_forward", sizes, {}, dtype, values="large")
         for nesterov in (False, True):
             yield Case("loss.cu", "sgd_update", {"V": 300}, {**update, "nesterov": nesterov}, dtype)
     many = {"N": 2, "L": 2, "H": 185, "W": 180}  # more blocks than the last sum has threads
@@ -130,7 +139,7 @@ def _losses() -> Iterator[Case]:
 
 
 def _columns() -> Iterator[Case]:
-    for sizes in (_convolution(3, 3, 4, 3, 5, 6), _convolution(2, 2, 3, 2, 4, 7)):
+    for sizes in (_convolution(3, 3, 4, 3, 5, 6), _convolution(2, 2, 3, 2, 4, 4)):
         for kernel, scalars in (
             ("conv2d_forward", {}),
             ("conv2d_backward_data", {"add": False}),
@@ -181,6 +190,7 @@ def _chosen(gpu: ModuleType, tile: float | None) -> Iterator[None]:
         return pick(gpu_tiles.correlation_tiles(sizes, dtype, backward, pooled))
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_tiles, "_MULTIPROCESSORS", 1)
         patch.setattr(gpu, "correlation_tile", correlation)
         patch.setattr(
             gpu, "weight_gradient_tile", lambda *sizes: pick(gpu_tiles.weight_gradient_tiles(sizes[:-1], sizes[-1]))
@@ -199,11 +209,9 @@ def run_case(case: Case) -> None:
     kernels, gpu = get_backend(case.backend), get_backend("cupy")
     table, rng = SIGNATURES[case.kernel], np.random.default_rng(7)
     arrays = draw_arrays(case.kernel, case.sizes, case.scalars, case.dtype, rng)
-    for name, array in arrays.items():
-        if case.scalars.get("add") and name == "dx":
-            array[...] = rng.standard_normal(array.shape)
+    _change(arrays, case, rng)
     expected = {name: array.copy() for name, array in arrays.items()}
-    Caller("numpy")(case.kernel, *expected.values(), **case.scalars)
+    Caller("numba" if case.values == "nan" else "numpy")(case.kernel, *expected.values(), **case.scalars)
 
     given = {}
     usual = kernels.scratch_size(case.kernel, **case.sizes)  # what is asked for, whichever tile is taken
@@ -220,8 +228,25 @@ def run_case(case: Case) -> None:
         getattr(kernels, case.kernel)(*given.values())
     tolerance = 2e-6 if case.dtype == "float32" else 1e-13
     for name, values in expected.items():
-        limit = tolerance * max(1, np.abs(values).max(initial=0)) * (1 if values.ndim == 4 else 10)
+        limit = tolerance * max(1, np.nanmax(np.abs(values), initial=0)) * (1 if values.ndim == 4 else 10)
         np.testing.assert_allclose(kernels.download(given[name]), values, rtol=0, atol=limit, err_msg=f"{case}: {name}")
+
+
+def _change(arrays: dict[str, np.ndarray], case: Case, rng: np.random.Generator) -> None:
+    """Give the arrays the values that the case asks for."""
+    if case.scalars.get("add"):
+        arrays["dx"][...] = rng.standard_normal(arrays["dx"].shape)
+    if case.values == "large":
+        arrays["z"] *= 400
+    if case.values in ("ties", "nan"):
+        read = arrays.get("x", arrays.get("y"))
+        assert read is not None
+        read[...] = np.round(read)
+        if case.values == "nan":
+            read[rng.random(read.shape) < 0.1] = np.nan
+    if case.kernel == "max_pool2d_backward":  # y must be what the forward pass makes of x
+        window = {name: case.scalars[name] for name in ("window", "stride", "border")}
+        Caller("numba")("max_pool2d_forward", arrays["y"], arrays["x"], **window)
 
 
 def cases_of(file: str) -> list[Case]:
