@@ -30,6 +30,7 @@ class Bug(NamedTuple):
 
 REFERENCE, LAYERS, PLAN = "minicnn/kernels/reference.py", "minicnn/layers.py", "minicnn/plan.py"
 SCHEDULE = "minicnn/schedule.py"
+GPU = "minicnn/kernels/gpu.py"
 AUGMENT, LOCALISE, MODULATION = "icnn/augment.py", "icnn/localise.py", "icnn/modulation.py"
 
 BUGS = [
@@ -279,6 +280,48 @@ BUGS = [
         'if self._train.keep == "best":',
         "if False:",
         "test_training.py::test_best_and_last_weights_are_kept_as_configured",
+    ),
+    Bug(
+        "GPU: a batch is computed before it has arrived",
+        GPU,
+        "        _STREAM.wait_event(slot.sent)\n",
+        "",
+        "hostcuda/test_backend.py::test_training_equals_the_reference",
+    ),
+    Bug(
+        "GPU: pinned memory is written while it travels",
+        GPU,
+        "        slot.sent.synchronize()  # the pinned memory is free again\n",
+        "",
+        "hostcuda/test_backend.py::test_training_equals_the_reference",
+    ),
+    Bug(
+        "GPU: a batch arrives where the last one is still being read",
+        GPU,
+        "        _COPIES.wait_event(slot.taken)  # and so is the device's\n",
+        "",
+        "hostcuda/test_backend.py::test_training_equals_the_reference",
+    ),
+    Bug(
+        "GPU: sums of the weights' gradient race",
+        "minicnn/kernels/weight_gradient.cu",
+        "    shares[threadIdx.x] = total;\n    __syncthreads();\n",
+        "    shares[threadIdx.x] = total;\n",
+        "hostcuda/test_cases.py::test_kernel",
+    ),
+    Bug(
+        "GPU: the images of a slot are taken for contiguous",
+        GPU,
+        "np.int64(array.strides[0] // array.itemsize)",
+        "np.int64(array.size // max(1, array.shape[0]))",
+        "hostcuda/test_cases.py::test_kernel",
+    ),
+    Bug(
+        "GPU: a tile beyond the last image is read",
+        "minicnn/kernels/correlation.cu",
+        "make_table(table, min(tile_images, images - first_image),",
+        "make_table(table, tile_images,",
+        "hostcuda/test_cases.py::test_kernel",
     ),
 ]
 

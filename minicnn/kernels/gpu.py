@@ -93,9 +93,9 @@ def _mib(count: int) -> str:
 
 _require_device()
 
-#: Kernels run on the first stream, batches arrive on the second. CUDA's default stream waits for both and they for it,
-#: so that an array can be read at any time.
-_STREAM, _COPIES = cupy.cuda.Stream(), cupy.cuda.Stream()
+#: Kernels run on the first stream. CUDA's default stream waits for it and it for that one, so that an array can be read
+#: at any time. Batches arrive on the second, which waits for events only: else each loss that is read would hold it up.
+_STREAM, _COPIES = cupy.cuda.Stream(), cupy.cuda.Stream(non_blocking=True)
 
 # ---- arrays
 

@@ -71,7 +71,7 @@ def train(plan: Plan, data, optimiser: SGD = OPTIMISER) -> tuple[list, np.ndarra
 def test_training_equals_the_reference(backend, schedule):
     """Whatever runs when: a batch that is overwritten before it was read would give other numbers."""
     standin.schedule(schedule, seed=1)
-    data = small_batches(5)
+    data = small_batches(9)
     losses, values = train(Plan(small_graph(), 2, backend, "float64", seed=1), data)
     expected = train(Plan(small_graph(), 2, "numpy", "float64", seed=1, threads=1), data)
     np.testing.assert_allclose(losses, expected[0], rtol=1e-12)
