@@ -70,6 +70,11 @@ def _correlations() -> Iterator[Case]:
         yield Case("correlation.cu", "conv2d_forward", tall, tile=tile)
         yield Case("correlation.cu", "conv2d_forward", wide, tile=tile)
         yield Case("correlation.cu", "conv2d_backward_data", wide, {"add": True}, tile=tile)
+    narrow, many = _convolution(1, 3, 40, 3, 5, 1), _convolution(1, 2, 10, 3, 16, 40)
+    full = _convolution(1, 3, 4, 4, 4, 10)
+    yield Case("correlation.cu", "conv2d_forward", narrow, tile=0.26)  # several groups, and several blocks of them
+    yield Case("correlation.cu", "conv2d_forward", many, tile=0.46)  # more threads than large tiles may have
+    yield Case("correlation.cu", "conv2d_forward", full, tile=1)  # a pass's taps fill the warp
     yield Case("correlation.cu", "conv2d_tanh_forward", _linked(odd, False, True), tile=0.5)
     yield Case("correlation.cu", "conv2d_tanh_forward", _linked(even, True, False), dtype="float64")
     yield Case("correlation.cu", "conv2d_tanh_forward", _linked(even, False, False), dtype="float64")
@@ -80,12 +85,16 @@ def _weight_gradients() -> Iterator[Case]:
     odd, even = _convolution(3, 5, 6, 3, 5, 10), _convolution(2, 9, 5, 2, 6, 12)
     tall, wide = _convolution(1, 3, 11, 3, 9, 7), _convolution(2, 3, 4, 6, 3, 44)
     exact = _convolution(2, 2, 3, 5, 4, 8)  # rows of the patch need no padding
+    beside = _convolution(1, 2, 3, 5, 4, 44)  # nor here, where another tile's pixels follow
+    full, narrow = _convolution(1, 3, 4, 4, 4, 10), _convolution(2, 2, 3, 3, 5, 1)
     for sizes in (odd, even, exact):
         for tile in (0, 0.3, 0.6, 1, None):
             yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=tile)
     for sizes in (tall, wide):
         for tile in (0, 1):
             yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=tile)
+    for sizes in (beside, full, narrow):
+        yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=1)
     yield Case("weight_gradient.cu", "conv2d_backward_weights", odd, dtype="float64")
 
 

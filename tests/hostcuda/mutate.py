@@ -171,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     os.environ.setdefault("ICNN_HOSTCUDA_SECONDS", "10")
+    os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")  # tbb warns at every fork
     with tempfile.TemporaryDirectory() as cache:  # thousands of libraries that nobody needs again
         os.environ["ICNN_HOSTCUDA_CACHE"] = cache
         prepare()
