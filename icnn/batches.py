@@ -5,17 +5,19 @@ its number, so that a resumed run sees the batches it would have seen.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
+from icnn.appearance import Appearance
 from icnn.augment import Draw, Letterbox, compose, labels_of, normalise, patch_matrix, warp
 from icnn.config import Augment, Train
 from icnn.dataset import Face
 from icnn.errors import InputError
 from icnn.localise import cut_patch, part_centres, patch_origin
+from icnn.palette import MIRRORED
 from icnn.parts import NETWORKS, PATCHES, Patch
 
 #: First numbers of the spawned seeds, so that no two uses of a run's seed share a stream.
@@ -69,7 +71,13 @@ def samples_of(network: str, faces: Sequence[Face], centre_rule: str = "median")
     return samples
 
 
-def make_sample(sample: Sample, draw: Draw, label_rule: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+#: Changes the colours of an input: values (S, S, 3), inside (S, S) -> values.
+Recolour = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def make_sample(
+    sample: Sample, draw: Draw, label_rule: str, recolour: Recolour | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One augmented input: image (3, S, S), labels (S, S) and weights (S, S), by a single warp of the photograph."""
     if sample.patch is None or sample.centre is None:
         size = NETWORKS["stage1"].size
@@ -81,7 +89,10 @@ def make_sample(sample: Sample, draw: Draw, label_rule: str) -> tuple[np.ndarray
     labels = labels_of(values[..., 3:], inside, label_rule)
     if sample.patch is not None:
         labels = sample.patch.to_network_labels()[labels]
-    return normalise(values[..., :3], inside), labels, inside.astype(np.float32)
+    elif draw.mirrored:
+        labels = MIRRORED[labels]
+    image = values[..., :3] if recolour is None else recolour(values[..., :3], inside)
+    return normalise(image, inside), labels, inside.astype(np.float32)
 
 
 class Batches:
@@ -118,12 +129,20 @@ class Batches:
     def make(self, step: int) -> Batch:
         """The batch of the step-th update, counted from 0."""
         rng = generator(self._seed, self._network, AUGMENT, step)
-        shared = Draw.random(rng, self._augment) if self._augment.draw == "batch" else None
+        settings = self._augment
+        shared = Draw.random(rng, settings) if settings.draw == "batch" else None
+
+        def recolour(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+            return Appearance.random(rng, settings).apply(values, inside, rng)
+
         made = [
-            make_sample(self._samples[number], shared or Draw.random(rng, self._augment), self._train.label_rule)
+            make_sample(self._samples[number], shared or Draw.random(rng, settings), self._train.label_rule, recolour)
             for number in self.order(step)
         ]
-        return Batch(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
+        images, labels, weights = (np.stack(arrays) for arrays in zip(*made, strict=True))
+        if self._train.part_weight != 1:
+            weights[labels > 0] *= self._train.part_weight
+        return Batch(images, labels, weights)
 
     def ahead(self, first: int, stop: int, depth: int = 2) -> Iterator[Batch]:
         """Batches first .. stop - 1, `depth` of them made in advance by a thread."""

@@ -41,6 +41,8 @@ class Train:
     validate_every: int = 200  # steps
     patience: int = 0  # validations without a better F after which to stop; 0: never
     stop_after_rises: int = 0  # rises of the validation loss in a row after which to stop; 0: never
+    average: float = 0.0  # a step's decay of an exponential average of the weights, which then is what counts; 0: none
+    part_weight: float = 1.0  # of a part's pixels in the loss, beside 1 for background
     keep: str = "best"  # weights of the best validation F, or "last"
     label_rule: str = "argmax"  # or "threshold": the arg-max part if its map exceeds 50 of 255, else background
     centre: str = "median"  # patches around the per-axis median of a part's true pixels, or "box"
@@ -53,7 +55,20 @@ class Augment:
     rotation: float = 15.0  # degrees, either way
     scale: tuple[float, float] = (0.9, 1.1)
     shift: float = 10.0  # network pixels, either way, each axis
+    stretch: float = 0.0  # of the height against the width, relative, either way
+    shear: float = 0.0  # pixels along a row for each row, either way
+    mirror: float = 0.0  # share of the inputs that are mirrored; left and right swap in stage 1
     draw: str = "input"  # or "batch": one draw for all images of a mini-batch
+    # What follows changes colours; see `icnn.appearance`.
+    gamma: float = 0.0  # logarithm of the tone curve's exponent, either way
+    saturation: tuple[float, float] = (1.0, 1.0)
+    grey: float = 0.0  # share of the inputs without colours
+    light: float = 0.0  # relative change of brightness from the middle to the border, either way, each axis
+    blur: float = 0.0  # pixels, the largest standard deviation; half of the inputs stay sharp
+    noise: float = 0.0  # grey levels, the largest standard deviation
+    jpeg: float = 0.0  # share of the inputs that go through a JPEG
+    quality: tuple[float, float] = (20.0, 90.0)  # of that JPEG
+    occlusion: float = 0.0  # share of the inputs with something in front of the face
 
 
 @dataclass(frozen=True)
@@ -126,12 +141,26 @@ _RANGES = {
     "train.momentum": (0, 0.999999),
     "train.weight_decay": (0, 1e6),
     "train.shrink": (0, 1),
+    "train.average": (0, 0.999999),
+    "train.part_weight": (1e-3, 1e3),
     "train.validate_every": (1, 10**9),
     "train.patience": (0, 10**9),
     "train.stop_after_rises": (0, 10**9),
     "augment.rotation": (0, 180),
     "augment.scale": (0.1, 10),
     "augment.shift": (0, 64),
+    "augment.stretch": (0, 0.9),
+    "augment.shear": (0, 1),
+    "augment.mirror": (0, 1),
+    "augment.gamma": (0, 3),
+    "augment.saturation": (0, 10),
+    "augment.grey": (0, 1),
+    "augment.light": (0, 1),
+    "augment.blur": (0, 3),
+    "augment.noise": (0, 255),
+    "augment.jpeg": (0, 1),
+    "augment.quality": (1, 100),
+    "augment.occlusion": (0, 1),
     "evaluate.batch": (1, 4096),
     "synthetic.exemplars": (1, 10**6),
     "synthetic.tuning": (1, 10**6),

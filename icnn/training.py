@@ -68,6 +68,7 @@ def _layout(faces: Sequence[Face], rule: str) -> str:
 
 
 _LOSSES_A_READ = 16  # steps
+_AVERAGE_EVERY = 8  # steps
 
 
 class Trainer:
@@ -94,12 +95,14 @@ class Trainer:
         self._validation = validation
         self._optimiser = SGD(schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink)
         self._best = self.plan.state()["values"]
+        self._average = self._best.astype(np.float64)  # used if `train.average` asks for it
         self._progress = Progress()
         self._losses: list = []  # of the last steps, still on the device
 
     def restore(self, tensors: dict[str, np.ndarray], progress: Progress) -> None:
         """Go on from a state of the run."""
         self._best = tensors["best"]
+        self._average = tensors.get("average", self._average)  # none in states of earlier versions
         self._progress = progress
         self.plan.restore(tensors, progress.step)
         self._run.forget_log(self._name, progress.step)
@@ -133,8 +136,8 @@ class Trainer:
                     started, seen = time.perf_counter(), 0
                     if stop:
                         break
-        if self._train.keep == "best":
-            self.plan.restore({**self.plan.state(), "values": self._best}, progress.step)
+        kept = self._best if self._train.keep == "best" else self._candidate()
+        self.plan.restore({**self.plan.state(), "values": kept}, progress.step)
         progress.finished = True
         self._save()
         return progress
@@ -143,6 +146,10 @@ class Trainer:
         loss = self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights)
         self._losses.append(loss.copy())
         self._progress.step += 1
+        if self._train.average and self._progress.step % _AVERAGE_EVERY == 0:
+            # early on the average is over few steps, so that the first weights do not stay in it for long
+            decay = min(self._train.average, 1 - 10 / (10 + self._progress.step)) ** _AVERAGE_EVERY
+            self._average += (1 - decay) * (self.plan.state()["values"] - self._average)
 
     def _read_losses(self) -> None:
         """Add up the losses of the last steps: once in a while, since a GPU is waited for."""
@@ -158,18 +165,25 @@ class Trainer:
             self._progress.loss_count += 1
 
     def _save(self) -> None:
-        self._run.save_state(self._name, {**self.plan.state(), "best": self._best}, self._progress)
+        tensors = {**self.plan.state(), "best": self._best, "average": self._average}
+        self._run.save_state(self._name, tensors, self._progress)
+
+    def _candidate(self) -> np.ndarray:
+        """The parameters that would be kept now: the plan's own, or their average."""
+        return self._average.astype(np.float32) if self._train.average else self.plan.state()["values"]
 
     def _validate(self, speed: float) -> bool:
         """Score the validation crops, log, remember the best weights; True where training should stop."""
-        progress = self._progress
+        progress, own, candidate = self._progress, self.plan.state(), self._candidate()
+        self.plan.restore({**own, "values": candidate}, progress.step)
         loss, f = validation_scores(self.plan, self._name, self._validation)
+        self.plan.restore(own, progress.step)
         progress.rises = progress.rises + 1 if loss > progress.validation_loss else 0
         progress.validation_loss = loss
         progress.checks_since_best += 1
         if f > progress.best_f:
             progress.best_f, progress.best_step, progress.checks_since_best = f, progress.step, 0
-            self._best = self.plan.state()["values"]
+            self._best = candidate
         self._run.log(
             {
                 "network": self._name,

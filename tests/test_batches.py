@@ -133,6 +133,14 @@ def test_arrays_have_the_shapes_and_types_that_a_plan_takes(network):
     assert set(np.unique(batch.weights)) <= {0, 1}
 
 
+@pytest.mark.parametrize("network", ["stage1", "mouth"])
+def test_pixels_of_parts_weigh_what_is_asked_for(network):
+    plain, weighted = (batches(network, Train(batch=4, part_weight=weight)).make(2) for weight in (1, 2.5))
+    np.testing.assert_array_equal(plain.labels, weighted.labels)
+    np.testing.assert_array_equal(weighted.weights, plain.weights * np.where(plain.labels > 0, 2.5, 1))
+    assert 0 < (plain.labels > 0).mean() < 1
+
+
 # ---------------------------------------------------------------- samples
 
 

@@ -33,7 +33,7 @@ ORDER = [
     "icnn.photograph", "icnn.dataset",
     "icnn.canvas", "icnn.surroundings", "icnn.synthetic",
     "icnn.metrics", "icnn.baselines",
-    "icnn.augment", "icnn.localise", "icnn.batches",
+    "icnn.augment", "icnn.appearance", "icnn.localise", "icnn.batches",
     "icnn.network",
     "icnn.modulation",
     "icnn.pipeline",

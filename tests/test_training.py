@@ -62,11 +62,20 @@ def weights(run, network="eye"):
     return load_tensors(run.weights_path(network))[0]
 
 
-@pytest.mark.parametrize(("backend", "looks"), [("numba", 1), ("numba", 3), ("numba", 4), ("numpy", 3)])
-def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, faces, backend, looks):
-    whole, config = start(tmp_path / "whole")
+@pytest.mark.parametrize(
+    ("backend", "looks", "settings"),
+    [
+        ("numba", 1, []),
+        ("numba", 3, []),
+        ("numba", 4, []),
+        ("numpy", 3, []),
+        ("numba", 9, ["train.average=0.9", "train.steps=18", "augment.noise=9", "augment.jpeg=0.5"]),
+    ],
+)
+def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, faces, backend, looks, settings):
+    whole, config = start(tmp_path / "whole", *settings)
     train(whole, config, faces, backend)
-    broken, config = start(tmp_path / "broken")
+    broken, config = start(tmp_path / "broken", *settings)
     with pytest.raises(StopError):
         train(broken, config, faces, backend, SignalAfter(looks))
     assert broken.load_state("eye")[1].step == looks
@@ -133,6 +142,43 @@ def test_best_and_last_weights_are_kept_as_configured(tmp_path, faces, monkeypat
         flat = np.concatenate([tensor.ravel() for tensor in in_graph_order(run)])
         seen[keep] = next(step for step, values in states if np.array_equal(values, flat))
     assert seen == {"best": 4, "last": 6}
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_average_of_the_weights_is_what_counts(tmp_path, faces, monkeypatch, keep):
+    """Validated and kept is the average, by hand from the weights at every eighth step; the steps do not see it."""
+    run, config = start(tmp_path / "run", "train.average=0.6", "train.steps=32", f"train.keep={keep}")
+    weights_at, seen = {}, {}
+    step, scores = Trainer._step, iter([0.5, 0.6, 0.7, 0.8] + [0.1] * 12)
+
+    def scored(plan, *_):
+        seen[plan.step_count] = plan.state()["values"]
+        return 1.0, next(scores)
+
+    def stepped(self, batch):
+        step(self, batch)
+        weights_at[self.plan.step_count] = self.plan.state()["values"].astype(np.float64)
+
+    monkeypatch.setattr("icnn.training.validation_scores", scored)
+    monkeypatch.setattr(Trainer, "_step", stepped)
+    first = Trainer("eye", config.train, config, run, "numba", None)
+    average = first.plan.state()["values"].astype(np.float64)
+    train(run, config, faces)
+    averages = {}
+    for number in sorted(weights_at):
+        if number % 8 == 0:
+            decay = min(0.6, 1 - 10 / (10 + number)) ** 8
+            average = decay * average + (1 - decay) * weights_at[number]
+        averages[number] = average
+    for number, values in seen.items():
+        np.testing.assert_allclose(values, averages[number], rtol=1e-6, atol=1e-7)
+    kept = np.concatenate([tensor.ravel() for tensor in in_graph_order(run)])
+    np.testing.assert_array_equal(kept, seen[8 if keep == "best" else 32])
+    plain, config = start(tmp_path / "plain", "train.steps=32")
+    monkeypatch.undo()
+    train(plain, config, faces)
+    losses = [[entry["loss"] for entry in one.read_log()] for one in (run, plain)]
+    assert losses[0] == losses[1]
 
 
 def in_graph_order(run):
