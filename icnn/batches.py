@@ -18,7 +18,7 @@ from icnn.dataset import Face
 from icnn.errors import InputError
 from icnn.localise import cut_patch, part_centres, patch_origin
 from icnn.palette import MIRRORED
-from icnn.parts import NETWORKS, PATCHES, Patch
+from icnn.parts import NETWORKS, PATCHES, STAGE2, Patch
 
 #: First numbers of the spawned seeds, so that no two uses of a run's seed share a stream.
 ORDER, AUGMENT, WEIGHTS = 0, 1, 2
@@ -67,12 +67,34 @@ def samples_of(network: str, faces: Sequence[Face], centre_rule: str = "median")
             if patch.network == network and not np.isnan(centre[0]):
                 samples.append(Sample(face, patch, centre))
     if not samples:
-        raise InputError(f"none of the {len(faces)} faces has a label of {network}: expected part maps, see the README")
+        raise _without_parts(len(faces), network)
     return samples
 
 
 #: Changes the colours of an input: values (S, S, 3), inside (S, S) -> values.
 Recolour = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def _without_parts(faces: int, network: str) -> InputError:
+    return InputError(f"none of the {faces} faces has a label of {network}: expected part maps, see the README")
+
+
+def require_parts(faces: Sequence[Face]) -> None:
+    """Make sure that every network has something to learn, before the first is trained.
+
+    Raises
+    ------
+    InputError
+        Naming the network whose parts no face has.
+    """
+    seen: set[int] = set()
+    for face in faces:
+        seen.update(np.unique(face.labels()).tolist())
+        if len(seen) == len(MIRRORED):
+            return
+    for name in STAGE2:
+        if not any(seen.intersection(patch.ids) for patch in PATCHES if patch.network == name):
+            raise _without_parts(len(faces), name)
 
 
 def make_sample(

@@ -80,10 +80,19 @@ class Modulation:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The split that the table comes from, and faces parsed at once."""
+    """The split that the table comes from, and how it is parsed: faces at once, looks at each."""
 
     split: str = "tuning"
     batch: int = 32
+    average: bool = False  # parse by several looks at each patch, and at the face and its mirror image
+
+
+@dataclass(frozen=True)
+class Card:
+    """What weights say of themselves besides settings and scores."""
+
+    data: str = ""  # what they were computed from
+    terms: str = ""  # what may be done with them
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ class Config:
     modulation: Modulation = field(default_factory=Modulation)
     evaluate: Evaluate = field(default_factory=Evaluate)
     synthetic: Synthetic = field(default_factory=Synthetic)
+    card: Card = field(default_factory=Card)
     only: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def for_network(self, name: str) -> tuple[Train, Augment]:
@@ -299,5 +309,5 @@ def _build(source: str, values: dict[str, Any]) -> Config:
         else:
             branch[name] = value
     sections = {"network": Network, "train": Train, "augment": Augment, "modulation": Modulation}
-    sections.update({"evaluate": Evaluate, "synthetic": Synthetic})
+    sections.update({"evaluate": Evaluate, "synthetic": Synthetic, "card": Card})
     return Config(**{key: sections[key](**value) if key in sections else value for key, value in tree.items()})

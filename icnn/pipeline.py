@@ -21,6 +21,7 @@ from icnn.localise import (
 )
 from icnn.modulation import PLAIN, Pair, probabilities
 from icnn.network import PRESETS, icnn_graph
+from icnn.palette import MIRRORED
 from icnn.parts import NETWORKS, PATCHES, STAGE2, Patch
 from minicnn import Plan
 from minicnn.checkpoint import CheckpointError, load_tensors
@@ -44,6 +45,28 @@ class PatchLogits(NamedTuple):
     logits: list[np.ndarray]
 
 
+class View(NamedTuple):
+    """One look at a patch: moved by whole pixels as the network sees it, and mirrored or not."""
+
+    x: int
+    y: int
+    mirrored: bool
+
+
+_STRAIGHT = (View(0, 0, False),)
+#: Moved by half of the coarsest row's pixel, so that the two looks fall differently on the network's grid.
+_MOVED = (*_STRAIGHT, View(4, 4, False))
+#: As many from either side of the mirror, so that a face and its mirror image are parsed alike.
+_BOTH_SIDES = (*_MOVED, View(0, 0, True), View(-4, 4, True))
+
+
+def views_of(network: str, average: bool) -> tuple[View, ...]:
+    """The looks at a patch whose logits are averaged."""
+    if not average:
+        return _STRAIGHT
+    return _BOTH_SIDES if NETWORKS[network].symmetric else _MOVED
+
+
 class Pipeline:
     """The two stages.
 
@@ -55,6 +78,8 @@ class Pipeline:
         Background modulation of the stage-2 networks; (1, 0) where absent.
     layout : (6, 2)
         Usual part centres in a stage-1 square of side 1: the fallback for parts that stage 1 does not find.
+    average : bool
+        Average the logits of several looks at each patch (`views_of`), and of the whole face and its mirror image.
     """
 
     def __init__(
@@ -62,10 +87,12 @@ class Pipeline:
         networks: Mapping[str, Predict],
         pairs: Mapping[str, Pair] | None = None,
         layout: np.ndarray = DEFAULT_LAYOUT,
+        average: bool = False,
     ):
         self.networks = dict(networks)
         self.pairs = {name: (pairs or {}).get(name, PLAIN) for name in STAGE2}
         self.layout = np.asarray(layout)
+        self.average = average
 
     def locate(self, images: Sequence[np.ndarray]) -> Located:
         """Stage 1 (Sec. 3.1): part centres of images (H, W, 3) uint8, sizes may differ."""
@@ -76,7 +103,11 @@ class Pipeline:
             values, inside = warp(image, box.matrix(), size)
             inputs.append(normalise(values, inside))
             insides.append(inside)
-        logits = self.networks["stage1"](np.stack(inputs))
+        squares = np.stack(inputs)
+        logits = self.networks["stage1"](squares)
+        if self.average:
+            mirrored = self.networks["stage1"](np.ascontiguousarray(squares[..., ::-1]))
+            logits = (logits + mirrored[:, MIRRORED, :, ::-1]) / 2
         labels = np.where(np.stack(insides), logits.argmax(1), 0).astype(np.uint8)
         square = np.stack([part_centres(label) for label in labels])
         usual = self.layout * size - 0.5
@@ -92,10 +123,34 @@ class Pipeline:
                 patch_origin(centre[number], patch.size, image.shape[:2])
                 for image, centre in zip(images, centres, strict=True)
             ]
-            inputs = [network_input(image, corner, patch) for image, corner in zip(images, corners, strict=True)]
-            logits.append(self.networks[patch.network](np.stack(inputs)))
+            logits.append(self._averaged_logits(images, corners, patch))
             origins.append(np.array(corners))
         return PatchLogits(origins, logits)
+
+    def _averaged_logits(
+        self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch
+    ) -> np.ndarray:
+        """Logits (n, L, S, S) of one patch of every image: each pixel's mean over the views that have it."""
+        size, views = patch.size, views_of(patch.network, self.average)
+        total = count = np.float32(0)
+        for view in views:
+            right = -view.x if patch.mirrored else view.x
+            inputs = np.stack(
+                [
+                    network_input(image, (x + right, y + view.y), patch)
+                    for image, (x, y) in zip(images, corners, strict=True)
+                ]
+            )
+            step = -1 if view.mirrored else 1
+            seen = self.networks[patch.network](np.ascontiguousarray(inputs[..., ::step]))[..., ::step]
+            if len(views) == 1:
+                return seen
+            (rows, from_rows), (columns, from_columns) = _moved(view.y, size), _moved(view.x, size)
+            placed, known = np.zeros_like(seen), np.zeros((size, size), np.float32)
+            placed[..., rows, columns] = seen[..., from_rows, from_columns]
+            known[rows, columns] = 1
+            total, count = total + placed, count + known
+        return total / count
 
     def labels_of_patch(self, patch: Patch, logits: np.ndarray) -> np.ndarray:
         """Ids (n, S, S) uint8 of one patch as its network sees it, mirrored for right sides; modulation applied."""
@@ -123,6 +178,11 @@ class Pipeline:
         return self.paste([image.shape[:2] for image in images], patches)
 
 
+def _moved(by: int, size: int) -> tuple[slice, slice]:
+    """Along one axis: where the pixels of a patch moved by so many lie in the patch itself, and which they are."""
+    return slice(max(0, by), size + min(0, by)), slice(max(0, -by), size + min(0, -by))
+
+
 def predictor(plan: Plan) -> Predict:
     """A plan as `Predict`: any number of images, a batch at a time, logits copied out."""
 
@@ -135,7 +195,7 @@ def predictor(plan: Plan) -> Predict:
 
 
 def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: int | None = None) -> Pipeline:
-    """Build the five networks from RUN/weights (or RUN itself).
+    """Build the five networks from RUN/weights (or RUN itself), to be used as they were when their pairs were fitted.
 
     Raises
     ------
@@ -147,7 +207,7 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
         folder = folder / "weights"
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
-    networks, pairs, layout = {}, {}, DEFAULT_LAYOUT
+    networks, pairs, layout, average = {}, {}, DEFAULT_LAYOUT, False
     for name, network in NETWORKS.items():
         path = folder / f"{name}.safetensors"
         try:
@@ -160,6 +220,7 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
             if metadata.get("network", name) != name:
                 raise CheckpointError(f"{path}: expected weights of {name}, got those of {metadata['network']}")
             pairs[name] = float(metadata.get("beta", 1)), float(metadata.get("beta0", 0))
+            average = average or metadata.get("average") == "True"
             if "layout" in metadata:
                 layout = np.array(json.loads(metadata["layout"]), np.float64).reshape(len(PATCHES), 2)
             if not np.isfinite([*pairs[name], *layout.ravel()]).all():
@@ -168,4 +229,4 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
             text = str(error)
             raise InputError(text if str(path) in text else f"{path}: {text}") from None
         networks[name] = predictor(plan)
-    return Pipeline(networks, pairs, layout)
+    return Pipeline(networks, pairs, layout, average)

@@ -1,20 +1,22 @@
 """``python -m icnn.train``: train the five networks, fit the modulation, evaluate end to end, write the report."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from icnn.baselines import ColourClassifier, ConstantPrior
+from icnn.batches import require_parts
 from icnn.command import Parser, Signals, existing_folder, progress, run
 from icnn.config import Config, config_text, load_config
 from icnn.dataset import Face, SmithFolder
 from icnn.evaluation import Evaluation, evaluate, fit_pairs
 from icnn.metrics import confusion, f_measures
-from icnn.modulation import Fit
-from icnn.parts import NETWORKS, STAGE2
+from icnn.modulation import PLAIN, Fit
+from icnn.parts import NETWORKS
 from icnn.pipeline import Pipeline, load_pipeline
 from icnn.report import format_table, write_report
 from icnn.runs import Run, write_json
@@ -49,14 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         backend, reason = choose_backend(options.backend)
         print(f"{the_run.folder}: {reason}", flush=True)
         splits = load_splits(config)
+        require_parts(splits.exemplars)
         signals.check()
         the_run.open(config)  # nothing is written before all that a user can get wrong is checked
         for name in NETWORKS:
             done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
             print(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}", flush=True)
         pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
+        pipeline.average = config.evaluate.average
         fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
-        _store_pairs(the_run, fits)
+        for name in NETWORKS:
+            beta, beta0 = pipeline.pairs.get(name, PLAIN)
+            _add_metadata(the_run, name, beta=beta, beta0=beta0, average=pipeline.average)
         result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals)
         _write_results(the_run, config, splits, pipeline, fits, result)
     return 0
@@ -126,13 +132,18 @@ def load_splits(config: Config) -> Splits:
     return Splits(drawn["exemplars"], drawn["tuning"], drawn[split], source)
 
 
-def _store_pairs(the_run: Run, fits: dict[str, Fit]) -> None:
-    """Write beta and beta0 into the weights files."""
-    for name in STAGE2:
-        path = the_run.weights_path(name)
-        tensors, metadata = load_tensors(path)
-        beta, beta0 = fits[name].pair
-        save_tensors(path, tensors, {**metadata, "beta": beta, "beta0": beta0})
+def _add_metadata(the_run: Run, name: str, **metadata: object) -> None:
+    """Write more about the weights of one network into their file."""
+    path = the_run.weights_path(name)
+    tensors, known = load_tensors(path)
+    save_tensors(path, tensors, {**known, **metadata}, sealed=True)
+
+
+def _card(config: Config, splits: Splits, summary: dict[str, Any]) -> str:
+    """What the weights say of themselves, JSON: settings, data, scores, terms."""
+    settings = replace(config, data="")  # a path of this machine means nothing elsewhere
+    about = {"data": config.card.data or splits.source, "terms": config.card.terms}
+    return json.dumps({**about, "scores": summary, "config": config_text(settings)})
 
 
 def baseline_scores(splits: Splits) -> dict[str, dict[str, float | None]]:
@@ -154,6 +165,8 @@ def _write_results(
     result: Evaluation,
 ) -> None:
     summary = result.summary(config.evaluate.split)
+    for name in NETWORKS:
+        _add_metadata(the_run, name, card=_card(config, splits, summary))
     baselines = baseline_scores(splits)
     modulation = {
         name: {"beta": fit.pair[0], "beta0": fit.pair[1], "before": fit.before, "after": fit.after}

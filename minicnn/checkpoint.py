@@ -1,5 +1,6 @@
-"""Tensors on disk as safetensors, written whole or not at all."""
+"""Tensors on disk as safetensors, written whole or not at all, and sealed where they travel."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,10 +33,39 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def save_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, object]) -> None:
-    """Write `tensors` and `metadata` (values become text) to `path`, atomically."""
+#: Version of what sealed files say; one of another is refused.
+FORMAT = "1"
+_FORMAT, _DIGEST = "format", "sha256"
+
+
+def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
+    """Of all that a file says, in an order that does not matter."""
+    total = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        total.update(np.ascontiguousarray(tensor).data)
+    for item in sorted(metadata.items()):
+        total.update(repr(item).encode())
+    return total.hexdigest()
+
+
+def save_tensors(
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, object],
+    sealed: bool = False,
+) -> None:
+    """Write `tensors` and `metadata` (values become text) to `path`, atomically.
+
+    With `sealed` a checksum of both and the format's version go along, which `load_tensors` looks at: for files that
+    travel.
+    """
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    data = save(arrays, metadata={key: str(value) for key, value in metadata.items()})
+    texts = {key: str(value) for key, value in metadata.items()}
+    if sealed:
+        texts[_FORMAT] = FORMAT
+        texts[_DIGEST] = _digest(arrays, texts)
+    data = save(arrays, metadata=texts)
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -43,17 +73,30 @@ def save_tensors(path: str | os.PathLike, tensors: Mapping[str, np.ndarray], met
 def load_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read what `save_tensors` wrote: tensors by name, and the metadata.
 
+    Files without a checksum are taken as they are.
+
     Raises
     ------
     CheckpointError
-        If the file is missing, truncated, not safetensors or of a dtype that NumPy lacks.
+        If the file is missing, truncated, changed since it was written, of another format, not safetensors, or of a
+        dtype that NumPy lacks.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError, TypeError) as error:  # TypeError: a dtype that NumPy lacks, such as bfloat16
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise CheckpointError(f"{path}: expected a safetensors file, but {reason}") from None
+    if (found := metadata.get(_FORMAT, FORMAT)) != FORMAT:
+        raise CheckpointError(
+            f"{path}: expected format {FORMAT}, got {found}: another version of this program wrote it"
+        )
+    written = metadata.pop(_DIGEST, None)
+    if written is not None and written != _digest(tensors, metadata):
+        raise CheckpointError(f"{path}: expected what was written to it, but it was changed since: copy it again")
+    metadata.pop(_FORMAT, None)
+    return tensors, metadata
 
 
 def check_fit(

@@ -53,6 +53,27 @@ def test_the_file_is_readable_without_minicnn(tmp_path):
     }
 
 
+def test_a_seal_is_of_all_that_a_file_says(tmp_path):
+    """Read back, it is as if it had none; broken, the file is refused: a tensor, a text, a name, the seal itself."""
+    path = tmp_path / "x.safetensors"
+    tensors, about = {"b": np.arange(3.0), "a": np.ones((2, 2), np.float32)}, {"beta": 2.5, "note": "tired"}
+    save_tensors(path, tensors, about, sealed=True)
+    read, metadata = load_tensors(path)
+    assert metadata == {"beta": "2.5", "note": "tired"}
+    np.testing.assert_array_equal(read["a"], tensors["a"])
+    data = path.read_bytes()
+    digest = data.index(b'"sha256":"') + 10
+    for place in (len(data) - 1, data.index(b"tired"), data.index(b'"b"') + 1, digest):
+        broken = bytearray(data)
+        broken[place] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=r"x\.safetensors: expected "):
+            load_tensors(path)
+    path.write_bytes(data.replace(b'"format":"1"', b'"format":"2"'))
+    with pytest.raises(CheckpointError, match="expected format 1, got 2"):
+        load_tensors(path)
+
+
 def test_load_returns_the_metadata(tmp_path):
     plan = small_plan()
     plan.save(tmp_path / "x.safetensors")

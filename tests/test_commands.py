@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,10 @@ def test_a_training_writes_every_file_of_the_contract(trained):
         metadata = load_tensors(trained / "weights" / f"{name}.safetensors")[1]
         assert set(metadata) >= {"preset", "labels", "size", "beta", "beta0", "version"}
         assert (int(metadata["labels"]), int(metadata["size"])) == (network.labels, network.size)
+        card = json.loads(metadata["card"])
+        assert card["scores"] == json.loads((trained / "evaluation.json").read_text())
+        assert "synthetic faces" in card["data"] and "train.steps" not in card["config"]
+        assert tomllib.loads(card["config"])["train"]["steps"] == 2
 
 
 def test_training_prints_the_table_and_says_which_backend_and_why(printed):
@@ -251,7 +256,7 @@ def test_a_bad_photograph_stops_a_training_before_it_starts_and_is_named(tmp_pat
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_part_absent_from_all_faces_is_refused_by_its_network_and_a_warning_names_it(tmp_path, helen, capsys):
+def test_a_part_absent_from_all_faces_is_refused_before_training_and_a_warning_names_it(tmp_path, helen, capsys):
     folder = tmp_path / "noseless"
     shutil.copytree(helen, folder)
     for path in folder.glob("labels/*/*_lbl06.png"):
@@ -263,6 +268,7 @@ def test_a_part_absent_from_all_faces_is_refused_by_its_network_and_a_warning_na
     assert code == 2
     assert "nose" in lines[-1] and not lines[-1].startswith("Traceback")
     assert any("warning" in line and "nose" in line for line in lines[:-1])
+    assert not (tmp_path / "run").exists(), "nothing was trained"
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "synthetic"])

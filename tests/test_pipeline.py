@@ -18,7 +18,7 @@ from icnn.modulation import PLAIN, probabilities
 from icnn.network import icnn_graph
 from icnn.palette import MIRRORED
 from icnn.parts import NETWORKS, PATCHES, STAGE2
-from icnn.pipeline import PatchLogits, Pipeline, load_pipeline, predictor
+from icnn.pipeline import PatchLogits, Pipeline, load_pipeline, predictor, views_of
 from minicnn import Plan
 from minicnn.checkpoint import load_tensors, save_tensors
 
@@ -193,6 +193,62 @@ def test_parsing_a_mirrored_image_mirrors_the_parse(seed):
     for image, labels, mirrored in zip(images, plain, seen, strict=True):
         assert set(np.unique(labels)) == set(range(9)), "a map that could go wrong anywhere"
         assert (mirrored == MIRRORED[labels][:, ::-1]).all(), image.shape
+
+
+def test_averaged_over_both_sides_any_networks_parse_a_mirrored_image_alike():
+    """Nothing is asked of the networks: the looks at a patch are as many from either side."""
+    networks = {
+        name: random_network(network.labels, network.size, number)
+        for number, (name, network) in enumerate(NETWORKS.items())
+    }
+    images = noisy_images()
+    alike = {}
+    for average in (False, True):
+        pipeline = Pipeline(networks, {"nose": (1.2, -0.4)}, average=average)
+        seen = pipeline.parse([image[:, ::-1] for image in images])
+        alike[average] = [
+            (mirrored == MIRRORED[labels][:, ::-1]).all()
+            for labels, mirrored in zip(pipeline.parse(images), seen, strict=True)
+        ]
+    assert alike == {False: [False] * len(images), True: [True] * len(images)}
+
+
+@pytest.mark.parametrize("number", range(len(PATCHES)), ids=[patch.name for patch in PATCHES])
+def test_averaged_logits_are_the_mean_of_the_looks_that_have_a_pixel(number):
+    patch, image = PATCHES[number], noisy_images()[0]
+    network = random_networks(3)[patch.network]
+    centres = np.full((1, len(PATCHES), 2), 120.0)
+    pipeline = Pipeline({name: random_networks(3)[name] for name in STAGE2}, average=True)
+    patches = pipeline.label_patches([image], centres)
+    (x, y), size = patches.origins[number][0], patch.size
+    total, count = np.zeros((network(np.zeros((1, 3, size, size))).shape[1], 400, 400)), np.zeros((400, 400))
+    for dx, dy, mirrored in views_of(patch.network, True):
+        left = x + (-dx if patch.mirrored else dx)
+        look = network_input(image, (left, y + dy), patch)
+        seen = network(look[None, :, :, ::-1])[0, :, :, ::-1] if mirrored else network(look[None])[0]
+        if patch.mirrored:
+            seen = seen[..., ::-1]  # as it lies in the image
+        total[:, 50 + y + dy : 50 + y + dy + size, 50 + left : 50 + left + size] += seen
+        count[50 + y + dy : 50 + y + dy + size, 50 + left : 50 + left + size] += 1
+    expected = (total / np.maximum(count, 1))[:, 50 + y : 50 + y + size, 50 + x : 50 + x + size]
+    if patch.mirrored:
+        expected = expected[..., ::-1]
+    np.testing.assert_allclose(patches.logits[number][0], expected, rtol=1e-5, atol=1e-5)
+    assert count.max() == (4 if patch.network in ("nose", "mouth") else 2)
+
+
+@pytest.mark.parametrize(("average", "looks"), [(False, [1, 2, 2, 1, 1]), (True, [2, 4, 4, 4, 4])])
+def test_a_network_looks_as_often_as_it_must(average, looks):
+    listeners = {name: Listener(entry.labels) for name, entry in NETWORKS.items()}
+    Pipeline(listeners, average=average).parse(noisy_images()[:2])
+    assert [len(listeners[name].seen) for name in NETWORKS] == looks
+
+
+def test_averaging_takes_nothing_from_networks_that_are_right():
+    faces = [coloured_face(shape) for shape in SIZES]
+    pipeline = Pipeline(oracle().networks, average=True)
+    for face, labels in zip(faces, pipeline.parse([face.image for face in faces]), strict=True):
+        assert (labels == face.labels()).all(), face.name
 
 
 @pytest.mark.parametrize("shape", SIZES)
@@ -392,6 +448,7 @@ def test_weights_are_loaded_with_their_pairs_and_layout(saved):
     for folder in (saved, saved / "weights"):
         pipeline = load_pipeline(folder, "numpy", 1, threads=1)
         assert pipeline.pairs == {"eyebrow": (2, -1), "eye": (3, -2), "nose": (4, -3), "mouth": (5, -4)}
+        assert not pipeline.average
         np.testing.assert_array_equal(pipeline.layout, LAYOUT)
         assert (pipeline.networks["eye"](image) == expected).all()
 
@@ -405,6 +462,13 @@ def test_weights_without_pairs_or_layout_leave_the_defaults(saved, tmp_path):
     np.testing.assert_array_equal(pipeline.layout, DEFAULT_LAYOUT)
 
 
+def test_weights_are_used_as_their_pairs_were_fitted(saved, tmp_path):
+    folder = shutil.copytree(saved / "weights", tmp_path / "weights")
+    for name in NETWORKS:
+        with_metadata(average="True")(folder / f"{name}.safetensors")
+    assert load_pipeline(folder, "numpy", 1, threads=1).average
+
+
 def no_weights(path):
     path.unlink()
 
@@ -415,6 +479,29 @@ def half_of_the_file(path):
 
 def a_text(path):
     path.write_text("weights", encoding="utf-8")
+
+
+def sealed(path):
+    save_tensors(path, *load_tensors(path), sealed=True)
+
+
+def one_bit_changed(path):
+    sealed(path)
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+
+
+def another_pair(path):
+    sealed(path)
+    data = path.read_bytes()
+    beta = load_tensors(path)[1]["beta"]
+    path.write_bytes(data.replace(f'"beta":"{beta}"'.encode(), f'"beta":"{"9" * len(beta)}"'.encode()))
+
+
+def another_format(path):
+    sealed(path)
+    path.write_bytes(path.read_bytes().replace(b'"format":"1"', b'"format":"2"'))
 
 
 def another_networks_weights(path):
@@ -435,6 +522,9 @@ def with_metadata(**changes):
         no_weights,
         half_of_the_file,
         a_text,
+        one_bit_changed,
+        another_pair,
+        another_format,
         another_networks_weights,
         pytest.param(with_metadata(preset="mine"), id="unknown preset"),
         pytest.param(with_metadata(preset=""), id="no preset"),
