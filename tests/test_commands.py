@@ -1,5 +1,6 @@
 """Do the commands do what --help says, and answer every mistake with one line and exit code 2?"""
 
+import importlib
 import json
 import os
 import re
@@ -271,9 +272,9 @@ def test_a_part_absent_from_all_faces_is_refused_before_training_and_a_warning_n
     assert not (tmp_path / "run").exists(), "nothing was trained"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "synthetic"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "synthetic", "convert"])
 def test_help_names_every_option(command, capsys):
-    module = {"train": icnn.train, "evaluate": icnn.evaluate, "synthetic": icnn.synthetic}[command]
+    module = importlib.import_module(f"icnn.{command}")
     code, out, _ = call(module, ["--help"], capsys)
     assert code == 0
     source = Path(str(module.__file__)).read_text()

@@ -34,6 +34,7 @@ ORDER = [
     "icnn.canvas", "icnn.surroundings", "icnn.synthetic",
     "icnn.metrics", "icnn.baselines",
     "icnn.augment", "icnn.appearance", "icnn.localise", "icnn.batches",
+    "icnn.framing", "icnn.contours", "icnn.foreign", "icnn.convert",
     "icnn.network",
     "icnn.modulation",
     "icnn.pipeline",

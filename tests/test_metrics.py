@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from icnn.metrics import MEASURES, MERGED, confusion, f_measures, f_of_counts
+from icnn.metrics import MEASURES, MERGED, bootstrap, confusion, f_measures, f_of_counts
 from icnn.palette import PARTS
 
 BACKGROUND, LEFT_BROW, LEFT_EYE, RIGHT_BROW, RIGHT_EYE, NOSE, UPPER, INNER, LOWER = range(9)
@@ -148,3 +148,35 @@ def per_pixel_scores(truth, prediction):
 def test_scores_equal_a_loop_over_pixels(maps, dtype):
     truth, prediction = maps.astype(dtype)
     assert f_measures(confusion(truth, prediction)) == pytest.approx(per_pixel_scores(truth, prediction))
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def test_images_that_are_alike_leave_no_interval():
+    matrix = np.eye(9, dtype=np.int64) * 10
+    matrix[5, 6] = 4
+    scores, found = f_measures(matrix), bootstrap([matrix] * 7, np.random.default_rng(0), 50)
+    assert found == {name: pytest.approx([f, f]) for name, f in scores.items()}
+
+
+def test_an_interval_holds_what_a_normal_approximation_says():
+    """Of one part whose counts vary independently: the ratio's deviation by the delta method."""
+    rng, matrices = np.random.default_rng(1), []
+    for tp, miss in zip(rng.integers(50, 150, 200), rng.integers(0, 60, 200), strict=True):
+        matrix = np.zeros((9, 9), np.int64)
+        matrix[5, 5], matrix[5, 0] = tp, miss
+        matrices.append(matrix)
+    counts = np.array([(2 * m[5, 5], 2 * m[5, 5] + m[5, 0]) for m in matrices], float)
+    f = counts[:, 0].sum() / counts[:, 1].sum()
+    deviation = np.std(counts[:, 0] - f * counts[:, 1]) / np.sqrt(200) / counts[:, 1].mean()
+    low, high = bootstrap(matrices, np.random.default_rng(2))["nose"]
+    assert low == pytest.approx(f - 1.96 * deviation, abs=0.3 * deviation)
+    assert high == pytest.approx(f + 1.96 * deviation, abs=0.3 * deviation)
+
+
+def test_without_pixels_there_is_no_interval():
+    matrix = np.zeros((9, 9), np.int64)
+    matrix[5, 5] = 3
+    assert bootstrap([matrix], np.random.default_rng(0), 20)["eye"] is None
+    assert set(bootstrap([], np.random.default_rng(0)).values()) == {None}
