@@ -10,7 +10,7 @@ from icnn.augment import Letterbox
 from icnn.command import Signals, progress
 from icnn.dataset import Face
 from icnn.localise import complete_centres, cut_patch, part_centres, paste_patches
-from icnn.metrics import confusion, f_measures
+from icnn.metrics import bootstrap, confusion, f_measures
 from icnn.modulation import PLAIN, RELEASED_STARTS, Fit, Pair, SoftF, fit_modulation, probabilities
 from icnn.palette import PARTS
 from icnn.parts import NETWORKS, PATCHES, STAGE2
@@ -26,8 +26,8 @@ class Evaluation:
 
     Attributes
     ----------
-    confusion : condition -> (9, 9) int64, pooled over images at their own size
-    per_image : condition -> overall_micro of each image
+    names : list of str
+    matrices : condition -> (9, 9) int64 of each image, at its own size
     centre_errors : (n, 6) float64
         Distance in image pixels between predicted and true part centres; NaN where the truth has no such part.
     not_found : (6,) int64
@@ -35,12 +35,20 @@ class Evaluation:
     """
 
     names: list[str] = field(default_factory=list)
-    confusion: dict[str, np.ndarray] = field(
-        default_factory=lambda: {key: np.zeros((len(PARTS), len(PARTS)), np.int64) for key in CONDITIONS}
-    )
-    per_image: dict[str, list[float | None]] = field(default_factory=lambda: {key: [] for key in CONDITIONS})
+    matrices: dict[str, list[np.ndarray]] = field(default_factory=lambda: {key: [] for key in CONDITIONS})
     centre_errors: np.ndarray = field(default_factory=lambda: np.empty((0, len(PATCHES))))
     not_found: np.ndarray = field(default_factory=lambda: np.zeros(len(PATCHES), np.int64))
+
+    @property
+    def confusion(self) -> dict[str, np.ndarray]:
+        """Condition -> (9, 9) int64, pooled over images."""
+        none = np.zeros((len(PARTS), len(PARTS)), np.int64)
+        return {key: np.sum([none, *matrices], axis=0) for key, matrices in self.matrices.items()}
+
+    @property
+    def per_image(self) -> dict[str, list[float | None]]:
+        """Condition -> overall_micro of each image."""
+        return {key: [f_measures(one)["overall_micro"] for one in found] for key, found in self.matrices.items()}
 
     def summary(self, split: str) -> dict[str, Any]:
         """What evaluation.json holds: the contract's schema, no more."""
@@ -58,6 +66,7 @@ class Evaluation:
             "names": self.names,
             "confusion": {key: matrix.tolist() for key, matrix in self.confusion.items()},
             "per_image": self.per_image,
+            "intervals": {key: bootstrap(found, np.random.default_rng(0)) for key, found in self.matrices.items()},
             "centres": centres,
         }
 
@@ -86,9 +95,7 @@ def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Sig
         for condition, centres in zip(CONDITIONS, (located.centres, actual), strict=True):
             predictions = pipeline.paste([truth.shape for truth in truths], pipeline.label_patches(images, centres))
             for truth, prediction in zip(truths, predictions, strict=True):
-                matrix = confusion(truth, prediction)
-                result.confusion[condition] += matrix
-                result.per_image[condition].append(f_measures(matrix)["overall_micro"])
+                result.matrices[condition].append(confusion(truth, prediction))
     return result
 
 

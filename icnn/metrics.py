@@ -4,6 +4,8 @@ Pixels of all images are pooled into one confusion matrix; left and right
 sides are merged; F = 2 P R / (P + R) = 2 TP / (2 TP + FP + FN).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from icnn.palette import PARTS
@@ -69,3 +71,37 @@ def f_measures(matrix: np.ndarray) -> dict[str, float | None]:
     result["overall_micro"] = f_of_counts(*np.sum(list(counts.values()), axis=0))
     result["overall_union"] = f_of_counts(*region_counts(matrix, tuple(range(1, len(PARTS)))))
     return result
+
+
+def bootstrap(
+    matrices: Sequence[np.ndarray], rng: np.random.Generator, rounds: int = 2000, level: float = 0.95
+) -> dict[str, list[float] | None]:
+    """How far the F-measures would scatter over other images of the same kind: percentile intervals.
+
+    Parameters
+    ----------
+    matrices : sequence of (9, 9)
+        The confusion matrix of each image; in each round as many are drawn again, with replacement, and pooled.
+    rng : numpy.random.Generator
+    rounds : int
+    level : float
+        Share of the rounds between the two ends.
+
+    Returns
+    -------
+    dict
+        Measure -> least and greatest; None where a round has neither a true nor a predicted pixel.
+    """
+    stack = np.asarray(matrices)
+    count = len(stack)
+    if not count:
+        return dict.fromkeys(MEASURES)
+    draws = rng.multinomial(count, np.full(count, 1 / count), rounds)
+    pooled = np.tensordot(draws, stack, 1)
+    scores = [f_measures(matrix) for matrix in pooled]
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    found = {}
+    for measure in MEASURES:
+        values = [value for score in scores if (value := score[measure]) is not None]
+        found[measure] = np.quantile(values, ends).tolist() if len(values) == rounds else None
+    return found

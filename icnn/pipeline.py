@@ -123,34 +123,27 @@ class Pipeline:
                 patch_origin(centre[number], patch.size, image.shape[:2])
                 for image, centre in zip(images, centres, strict=True)
             ]
-            logits.append(self._averaged_logits(images, corners, patch))
+            looks = [self._look(images, corners, patch, view) for view in views_of(patch.network, self.average)]
+            logits.append(looks[0] if len(looks) == 1 else np.nanmean(looks, axis=0))
             origins.append(np.array(corners))
         return PatchLogits(origins, logits)
 
-    def _averaged_logits(
-        self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch
+    def _look(
+        self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch, view: View
     ) -> np.ndarray:
-        """Logits (n, L, S, S) of one patch of every image: each pixel's mean over the views that have it."""
-        size, views = patch.size, views_of(patch.network, self.average)
-        total = count = np.float32(0)
-        for view in views:
-            right = -view.x if patch.mirrored else view.x
-            inputs = np.stack(
-                [
-                    network_input(image, (x + right, y + view.y), patch)
-                    for image, (x, y) in zip(images, corners, strict=True)
-                ]
-            )
-            step = -1 if view.mirrored else 1
-            seen = self.networks[patch.network](np.ascontiguousarray(inputs[..., ::step]))[..., ::step]
-            if len(views) == 1:
-                return seen
-            (rows, from_rows), (columns, from_columns) = _moved(view.y, size), _moved(view.x, size)
-            placed, known = np.zeros_like(seen), np.zeros((size, size), np.float32)
-            placed[..., rows, columns] = seen[..., from_rows, from_columns]
-            known[rows, columns] = 1
-            total, count = total + placed, count + known
-        return total / count
+        """Logits (n, L, S, S) of one patch of every image by one view, where they belong; NaN where it sees nothing."""
+        right = -view.x if patch.mirrored else view.x
+        places = [(x + right, y + view.y) for x, y in corners]
+        pairs = zip(images, places, strict=True)
+        inputs = np.stack([network_input(image, place, patch) for image, place in pairs])
+        step = -1 if view.mirrored else 1
+        seen = self.networks[patch.network](np.ascontiguousarray(inputs[..., ::step]))[..., ::step]
+        if view.x == view.y == 0:
+            return seen
+        placed = np.full_like(seen, np.nan)
+        (rows, from_rows), (columns, from_columns) = (_moved(by, patch.size) for by in (view.y, view.x))
+        placed[..., rows, columns] = seen[..., from_rows, from_columns]
+        return placed
 
     def labels_of_patch(self, patch: Patch, logits: np.ndarray) -> np.ndarray:
         """Ids (n, S, S) uint8 of one patch as its network sees it, mirrored for right sides; modulation applied."""

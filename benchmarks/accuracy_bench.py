@@ -1,0 +1,190 @@
+"""``python benchmarks/accuracy_bench.py --data DIR``: how far do weights carry on faces unlike those of their training?
+
+The faces of a split are parsed end to end as they are, and changed in ways in which photographs of other people's
+cameras differ; labels are moved with their pixels. Prints a table in Markdown, with 95 % intervals by drawing images.
+"""
+
+import argparse
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from measure import existing_folder, positive
+from PIL import Image
+
+from icnn.augment import Draw, warp
+from icnn.command import Signals, run
+from icnn.dataset import SPLITS, Face, SmithFolder
+from icnn.evaluate import SHIPPED
+from icnn.evaluation import Evaluation, evaluate
+from icnn.localise import part_centres
+from icnn.metrics import MEASURES, bootstrap, f_measures
+from icnn.pipeline import load_pipeline
+from icnn.runs import write_json
+from minicnn.kernels import choose_backend
+
+DESCRIPTION = (
+    "Parse the faces of a split as they are, and changed as other cameras and settings would, and print the scores."
+)
+_OFF = 0.2  # share of the photograph's side by which a face lies elsewhere
+_LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
+
+
+# ---- changes; each makes a face of a face
+
+
+def _with_image(face: Face, image: np.ndarray) -> Face:
+    return Face(face.name, np.concatenate([image, face.maps], axis=2))
+
+
+def moved(draw: Draw) -> Callable[[Face], Face]:
+    """By one warp of pixels and labels, within the photograph's larger side squared."""
+
+    def change(face: Face) -> Face:
+        size = max(face.pixels.shape[:2])
+        values, inside = warp(face.pixels, draw.matrix(size), size)
+        values[~inside, 3] = 255  # what comes in from outside is background
+        return Face(face.name, np.rint(values).astype(np.uint8))
+
+    return change
+
+
+def shifted(x: float, y: float) -> Callable[[Face], Face]:
+    """By shares of the side."""
+
+    def change(face: Face) -> Face:
+        side = max(face.pixels.shape[:2])
+        return moved(Draw(shift=(x * side, y * side)))(face)
+
+    return change
+
+
+def grey(face: Face) -> Face:
+    luma = np.rint(face.image @ _LUMA).astype(np.uint8)
+    return _with_image(face, np.repeat(luma[..., None], 3, axis=2))
+
+
+def jpeg(face: Face) -> Face:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(face.image)).save(file, "JPEG", quality=20)
+    with Image.open(file) as image:
+        return _with_image(face, np.asarray(image))
+
+
+def half(face: Face) -> Face:
+    """Half the side: means of 2 x 2 pixels."""
+    height, width = (length // 2 * 2 for length in face.pixels.shape[:2])
+    tiles = face.pixels[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
+    return Face(face.name, np.rint(tiles.mean((1, 3))).astype(np.uint8))
+
+
+def sunglasses(face: Face) -> Face:
+    """Dark, almost opaque glasses over both eyes, with a bridge; the eyes are still labelled."""
+    centres = part_centres(face.labels())
+    left, right = centres[1], centres[3]
+    if np.isnan([left, right]).any():
+        return face
+    between = right - left
+    distance = np.hypot(*between)
+    y, x = np.mgrid[: face.pixels.shape[0], : face.pixels.shape[1]]
+    axis = between / distance
+    mask = np.zeros(y.shape, np.bool_)
+    for centre in (left, right):
+        along = (x - centre[0]) * axis[0] + (y - centre[1]) * axis[1]
+        across = (y - centre[1]) * axis[0] - (x - centre[0]) * axis[1]
+        mask |= (along / (0.42 * distance)) ** 2 + (across / (0.3 * distance)) ** 2 < 1
+    along = (x - left[0]) * axis[0] + (y - left[1]) * axis[1]
+    across = (y - left[1]) * axis[0] - (x - left[0]) * axis[1]
+    mask |= (along > 0) & (along < distance) & (np.abs(across + 0.08 * distance) < 0.04 * distance)
+    return _with_image(face, np.where(mask[..., None], np.rint(0.1 * face.image + 15), face.image).astype(np.uint8))
+
+
+def turned(faces: Sequence[Face]) -> list[Face]:
+    """The quarter of the faces whose nose is least in the middle between the eyes: the most turned."""
+
+    def asymmetry(face: Face) -> float:
+        centres = part_centres(face.labels())
+        left, right = (np.hypot(*(centres[4] - centres[eye])) for eye in (1, 3))
+        return abs(left - right) / (left + right)
+
+    known = [face for face in faces if not np.isnan(asymmetry(face))]
+    return sorted(known, key=asymmetry, reverse=True)[: max(1, len(faces) // 4)]
+
+
+#: Name -> changes; with several, the results are pooled.
+CONDITIONS: dict[str, tuple[Callable[[Face], Face], ...]] = {
+    "as they are": (lambda face: face,),
+    "face 20 % smaller": (moved(Draw(scale=0.8)),),
+    "face 20 % larger": (moved(Draw(scale=1.2)),),
+    "face 20 % off, four ways": tuple(shifted(x, y) for x, y in ((_OFF, 0), (-_OFF, 0), (0, _OFF), (0, -_OFF))),
+    "turned by 20° in the plane, both ways": (moved(Draw(rotation=20)), moved(Draw(rotation=-20))),
+    "greyscale": (grey,),
+    "sunglasses": (sunglasses,),
+    "JPEG of quality 20": (jpeg,),
+    "half the size": (half,),
+}
+TURNED = "the most turned quarter"
+
+
+def row(name: str, faces: Sequence[Face], results: Sequence[Evaluation]) -> dict:
+    """Figures of one condition under predicted centres."""
+    matrices = [matrix for result in results for matrix in result.matrices["predicted"]]
+    actual = [matrix for result in results for matrix in result.matrices["ground_truth"]]
+    return {
+        "condition": name,
+        "images": len(faces) * len(results),
+        "f": f_measures(np.sum(matrices, axis=0)),
+        "intervals": bootstrap(matrices, np.random.default_rng(0)),
+        "true_centres": f_measures(np.sum(actual, axis=0))["overall_micro"],
+        "not_found": int(sum(result.not_found.sum() for result in results)),
+        "parts": len(results) * len(faces) * 6,
+    }
+
+
+def format_rows(rows: Sequence[dict]) -> str:
+    """A table in Markdown."""
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}".lstrip("0")
+
+    head = "condition", *MEASURES, "95 % of micro", "micro, true centres", "parts not found"
+    lines = [head, tuple("---" for _ in head)]
+    for one in rows:
+        low, high = one["intervals"]["overall_micro"] or (None, None)
+        scores = [number(one["f"][measure]) for measure in MEASURES]
+        interval = f"{number(low)} to {number(high)}"
+        missing = f"{one['not_found']} of {one['parts']}"
+        lines.append((one["condition"], *scores, interval, number(one["true_centres"]), missing))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see ``--help``."""
+    parser = argparse.ArgumentParser(prog="accuracy_bench", description=DESCRIPTION)
+    parser.add_argument("--data", type=existing_folder, required=True, metavar="DIR", help="faces, Smith's layout")
+    parser.add_argument("--weights", type=Path, default=SHIPPED, metavar="DIR", help="default: the shipped ones")
+    parser.add_argument("--split", choices=SPLITS, default="tuning", help="default: tuning")
+    parser.add_argument("--only", choices=[*CONDITIONS, TURNED], nargs="+", metavar="NAME", help="some conditions")
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N faces")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures")
+    parser.add_argument("--backend", default="auto", help="default: auto, the fastest")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    options = parser.parse_args(argv)
+    with Signals() as signals:
+        pipeline = load_pipeline(options.weights, choose_backend(options.backend)[0], 32, options.threads)
+        faces = SmithFolder(options.data).load_split(options.split)[: options.limit]
+        rows = []
+        for name in options.only or [*CONDITIONS, TURNED]:
+            chosen = turned(faces) if name == TURNED else faces
+            changes = CONDITIONS.get(name, CONDITIONS["as they are"])
+            results = [evaluate(pipeline, [change(face) for face in chosen], 32, signals) for change in changes]
+            rows.append(row(name, chosen, results))
+    print(format_rows(rows))
+    if options.json:
+        write_json(options.json, {"split": options.split, "rows": rows})
+    return 0
+
+
+if __name__ == "__main__":
+    run(main, "accuracy_bench")
