@@ -1,12 +1,22 @@
 """Do the benchmarks run, and do their files say what they promise? No timing is asserted."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from icnn.dataset import write_face, write_split
+from icnn.localise import part_centres
+from icnn.metrics import MEASURES
+from icnn.network import icnn_graph
+from icnn.parts import NETWORKS
+from icnn.synthetic import synthetic_faces
+from minicnn import Plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,3 +111,94 @@ def test_a_steps_operations_are_those_of_its_real_channels(monkeypatch):
     from icnn.network import icnn_graph
 
     assert step_flops(icnn_graph(9, 64), 10) == pytest.approx(19.09e9, rel=1e-3)
+
+
+# ---------------------------------------------------------------- accuracy_bench.py
+
+
+@pytest.fixture
+def accuracy_bench(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("accuracy_bench")
+
+
+FACE = synthetic_faces(1, 0, "testing")[0]
+
+
+def middles(labels):
+    """(8, 2) mean x and y of each part; medians do not turn with their part."""
+    return np.array([np.mean(np.nonzero(labels == part)[::-1], axis=1) for part in range(1, 9)])
+
+
+def test_changes_of_place_take_the_labels_along(accuracy_bench):
+    before, side = middles(FACE.labels()), max(FACE.pixels.shape[:2])
+    middle, (c, s) = (side - 1) / 2, np.cos(np.deg2rad((20, 70)))
+    offset, turn = before - middle, np.array([[c, s], [-s, c]])
+    ways = np.multiply([(1, 0), (-1, 0), (0, 1), (0, -1)], 0.2 * side)
+    for name, expected in (
+        ("face 20 % smaller", [middle + 0.8 * offset]),
+        ("face 20 % off, four ways", [before + way for way in ways]),
+        ("turned by 20° in the plane, both ways", [middle + offset @ turn, middle + offset @ turn.T]),
+    ):
+        for change, places in zip(accuracy_bench.CONDITIONS[name], expected, strict=True):
+            changed = change(FACE)
+            inside = ((places > 32) & (places < side - 32)).all(1)  # the border cuts nothing off
+            assert inside.sum() >= 2
+            np.testing.assert_allclose(middles(changed.labels())[inside], places[inside], atol=1)
+            assert (changed.maps.sum(2) > 200).all(), "outside is background"
+
+
+def test_changes_of_colours_leave_the_labels_alone(accuracy_bench):
+    for name in ("greyscale", "sunglasses", "JPEG of quality 20"):
+        (change,) = accuracy_bench.CONDITIONS[name]
+        changed = change(FACE)
+        np.testing.assert_array_equal(changed.maps, FACE.maps)
+        assert (changed.image != FACE.image).any()
+    dark = accuracy_bench.sunglasses(FACE).image
+    eyes, nose = np.isin(FACE.labels(), (2, 4)), FACE.labels() == 5
+    assert (dark[eyes] < 45).all()
+    assert (dark[nose] == FACE.image[nose]).mean() > 0.5
+
+
+def test_half_the_size_is_the_mean_of_four(accuracy_bench):
+    half = accuracy_bench.half(FACE)
+    assert half.pixels.shape == (128, 128, 12)
+    assert half.pixels[3, 5, 1] == round(FACE.pixels[6:8, 10:12, 1].mean())
+
+
+def test_the_most_turned_have_their_nose_nearer_to_one_eye(accuracy_bench):
+    faces = synthetic_faces(12, 1, "testing")
+
+    def asymmetry(face):
+        centres = part_centres(face.labels())
+        left, right = np.linalg.norm(centres[4] - centres[1]), np.linalg.norm(centres[4] - centres[3])
+        return abs(left - right) / (left + right)
+
+    chosen = accuracy_bench.turned(faces)
+    assert len(chosen) == 3
+    others = [face for face in faces if face not in chosen]
+    assert min(map(asymmetry, chosen)) >= max(map(asymmetry, others))
+
+
+def test_accuracy_bench(tmp_path):
+    for name, network in NETWORKS.items():
+        plan = Plan(icnn_graph(network.labels, network.size), 1, seed=1, threads=1)
+        plan.save(tmp_path / f"{name}.safetensors")
+    for number in range(3):
+        face = synthetic_faces(3, 2, "testing")[number]
+        write_face(tmp_path / "faces", f"f{number}", face.image, face.maps)
+    write_split(tmp_path / "faces", "tuning", [f"f{number}" for number in range(3)])
+    done = run_benchmark(
+        "accuracy_bench.py", "--data", tmp_path / "faces", "--weights", tmp_path, "--backend", "numba", "--limit", 2,
+        "--only", "as they are", "half the size", "the most turned quarter", "--json", tmp_path / "x.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [(row["images"], row["parts"]) for row in rows] == [(2, 12), (2, 12), (1, 6)]
+    assert set(rows[0]["f"]) == set(rows[0]["intervals"]) == set(MEASURES)
+    assert done.stdout.count("\n") == 2 + len(rows) and done.stdout.startswith("| condition | eyebrow |")
+
+
+def test_accuracy_bench_names_a_mistake_in_one_line(tmp_path):
+    done = run_benchmark("accuracy_bench.py", "--data", tmp_path, "--weights", tmp_path / "none", "--backend", "numba")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "none" in done.stderr
