@@ -119,8 +119,8 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     return np.column_stack([linear, outer[:, :2] @ inner[:, 2] + outer[:, 2]])
 
 
-def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resample an image into a square, once.
+def warp(pixels: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Resample an image into a square or another rectangle, once.
 
     Each output pixel is the mean of a grid of bilinear samples, as many along each axis as source pixels go
     into one output pixel (rounded): an area average where the map shrinks, plain bilinear where it does not.
@@ -131,7 +131,8 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> tuple[np.ndarray,
     pixels : (H, W, C) uint8
     matrix : (2, 3) float64
         From output to source pixel coordinates.
-    size : int
+    size : int or (int, int)
+        Side of the square, or height and width.
 
     Returns
     -------
@@ -139,8 +140,9 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int) -> tuple[np.ndarray,
     inside : (size, size) bool
         Output pixels whose centre lies in the image; on its very border counts as outside, on every side.
     """
-    values = np.zeros((size, size, pixels.shape[2]), np.float32)
-    inside = np.zeros((size, size), np.bool_)
+    shape = (size, size) if isinstance(size, int) else size
+    values = np.zeros((*shape, pixels.shape[2]), np.float32)
+    inside = np.zeros(shape, np.bool_)
     shrink = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     _warp(values, inside, pixels, np.ascontiguousarray(matrix, np.float64), max(1, round(shrink)))
     return values, inside
@@ -195,6 +197,12 @@ def _add_bilinear(total, pixels, x, y):
     p10, p11 = pixels[bottom, left], pixels[bottom, right]
     for c in range(channels):
         total[c] += w00 * p00[c] + w01 * p01[c] + w10 * p10[c] + w11 * p11[c]
+
+
+def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W, C) uint8 resampled to another height and width by `warp`: float32 in [0, 255]."""
+    y, x = (before / after for before, after in zip(pixels.shape[:2], shape, strict=True))
+    return warp(pixels, np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]]), shape)[0]
 
 
 def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.ndarray:

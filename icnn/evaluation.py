@@ -93,8 +93,7 @@ def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Sig
         result.not_found += (~located.found).sum(0)
         result.names += [face.name for face in chunk]
         for condition, centres in zip(CONDITIONS, (located.centres, actual), strict=True):
-            predictions = pipeline.paste([truth.shape for truth in truths], pipeline.label_patches(images, centres))
-            for truth, prediction in zip(truths, predictions, strict=True):
+            for truth, prediction in zip(truths, pipeline.label(images, centres), strict=True):
                 result.matrices[condition].append(confusion(truth, prediction))
     return result
 

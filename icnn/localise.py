@@ -1,6 +1,7 @@
 """Where the parts are: centres from label maps, fallbacks, and the patches around them (Sec. 3.1)."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -35,6 +36,27 @@ def part_centres(labels: np.ndarray, rule: str = "median") -> np.ndarray:
     return centres
 
 
+class Similarity(NamedTuple):
+    """A shift, turn and scale of the plane, by complex numbers: z -> a (z - source) + target."""
+
+    a: complex
+    source: np.ndarray
+    target: np.ndarray
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Where points (n, 2) go."""
+        moved = self.a * ((points - self.source) @ (1, 1j))
+        return np.column_stack([moved.real, moved.imag]) + self.target
+
+
+def fit_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
+    """The similarity of least squares that carries points (n, 2) to others; one point only shifts."""
+    z = (source - source.mean(0)) @ (1, 1j)
+    w = (target - target.mean(0)) @ (1, 1j)
+    spread = np.vdot(z, z).real
+    return Similarity(np.vdot(z, w) / spread if spread > 0 else 1.0, source.mean(0), target.mean(0))
+
+
 def complete_centres(centres: np.ndarray, layout: np.ndarray) -> np.ndarray:
     """Fill in the parts that were not found.
 
@@ -55,17 +77,23 @@ def complete_centres(centres: np.ndarray, layout: np.ndarray) -> np.ndarray:
     found = ~np.isnan(centres[:, 0])
     guess = layout.copy()
     if found.any():
-        source, target = layout[found], centres[found]
-        # complex numbers: a similarity is z -> a z + b
-        z = (source - source.mean(0)) @ (1, 1j)
-        w = (target - target.mean(0)) @ (1, 1j)
-        spread = np.vdot(z, z).real
-        a = np.vdot(z, w) / spread if spread > 0 else 1.0
-        if abs(a) < 0.5 or abs(a) > 2:  # two parts found on one spot, say: trust only where they are
-            a = 1.0
-        moved = a * ((layout - source.mean(0)) @ (1, 1j))
-        guess = np.column_stack([moved.real, moved.imag]) + target.mean(0)
+        moved = fit_similarity(layout[found], centres[found])
+        if abs(moved.a) < 0.5 or abs(moved.a) > 2:  # two parts found on one spot, say: trust only where they are
+            moved = moved._replace(a=1.0)
+        guess = moved(layout)
     return np.where(found[:, None], centres, guess)
+
+
+_TWINS = [2, 3, 0, 1, 4, 5]  # of PATCHES, as seen in a mirror
+
+
+def face_scale(centres: np.ndarray, usual: np.ndarray) -> float:
+    """How much larger a face is than usual, from its part centres (6, 2) and the usual ones, both in pixels.
+
+    The mean over the usual face and its mirror image, so that it is the same for a face and its own.
+    """
+    faces = usual, usual[_TWINS] * (-1, 1)
+    return float(np.mean([abs(fit_similarity(face, centres).a) for face in faces]))
 
 
 def mean_layout(centres: Sequence[np.ndarray], boxes: Sequence[Letterbox], size: int) -> np.ndarray:

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnn.augment import Letterbox, normalise, warp
+from icnn.augment import Letterbox, normalise, resize, warp
 from icnn.command import compilation_announced
 from icnn.errors import InputError
 from icnn.localise import (
     DEFAULT_LAYOUT,
     complete_centres,
+    face_scale,
     network_input,
     part_centres,
     paste_patches,
@@ -60,6 +61,12 @@ _MOVED = (*_STRAIGHT, View(4, 4, False))
 _BOTH_SIDES = (*_MOVED, View(0, 0, True), View(-4, 4, True))
 
 
+USUAL_SIDE = 256.0  # of the photographs of Smith et al., for weights that do not say
+#: Scales of a face that stage 2 takes as they come: augmentation covers them, and resampling costs sharpness.
+_ABOUT = 0.75, 1.33
+_LARGEST = 2048  # pixels that a photograph's larger side grows to at most
+
+
 def views_of(network: str, average: bool) -> tuple[View, ...]:
     """The looks at a patch whose logits are averaged."""
     if not average:
@@ -78,6 +85,8 @@ class Pipeline:
         Background modulation of the stage-2 networks; (1, 0) where absent.
     layout : (6, 2)
         Usual part centres in a stage-1 square of side 1: the fallback for parts that stage 1 does not find.
+    side : float
+        Larger side of the photographs that the networks were trained on, pixels: with `layout`, the size of a face.
     average : bool
         Average the logits of several looks at each patch (`views_of`), and of the whole face and its mirror image.
     """
@@ -87,11 +96,13 @@ class Pipeline:
         networks: Mapping[str, Predict],
         pairs: Mapping[str, Pair] | None = None,
         layout: np.ndarray = DEFAULT_LAYOUT,
+        side: float = USUAL_SIDE,
         average: bool = False,
     ):
         self.networks = dict(networks)
         self.pairs = {name: (pairs or {}).get(name, PLAIN) for name in STAGE2}
         self.layout = np.asarray(layout)
+        self.side = side
         self.average = average
 
     def locate(self, images: Sequence[np.ndarray]) -> Located:
@@ -165,10 +176,37 @@ class Pipeline:
             for n, shape in enumerate(shapes)
         ]
 
+    def label(self, images: Sequence[np.ndarray], centres: np.ndarray) -> list[np.ndarray]:
+        """Label maps (H, W) uint8 of ids from part centres (n, 6, 2), by stage 2 at the scale of the training data.
+
+        A face that is nearly as large as those is left as it is; else its photograph is resampled before, and the
+        labels after.
+        """
+        shapes = [image.shape[:2] for image in images]
+        factors = [self._factor(points, max(shape)) for points, shape in zip(centres, shapes, strict=True)]
+        scaled, moved = list(images), np.array(centres, np.float64)
+        for n, factor in enumerate(factors):
+            if factor != 1:
+                height, width = (max(1, round(factor * length)) for length in shapes[n])
+                scaled[n] = np.rint(resize(images[n], (height, width))).astype(np.uint8)
+                moved[n] = (moved[n] + 0.5) * (width / shapes[n][1], height / shapes[n][0]) - 0.5
+        maps = self.paste([image.shape[:2] for image in scaled], self.label_patches(scaled, moved))
+        for n, factor in enumerate(factors):
+            if factor != 1:
+                shares = resize(255 * np.eye(len(MIRRORED), dtype=np.uint8)[maps[n]], shapes[n])
+                maps[n] = np.rint(shares).argmax(-1).astype(np.uint8)  # rounded: a tie is one from either side
+        return maps
+
+    def _factor(self, centres: np.ndarray, side: int) -> float:
+        """By what to resample a photograph with these centres (6, 2); 1 where its face is about as large as usual."""
+        scale = face_scale(centres, self.layout * self.side)
+        if _ABOUT[0] < scale < _ABOUT[1]:
+            return 1.0
+        return min(1 / max(scale, 1e-6), max(1.0, _LARGEST / side))
+
     def parse(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Label maps (H, W) uint8 of ids of images (H, W, 3) uint8, both stages."""
-        patches = self.label_patches(images, self.locate(images).centres)
-        return self.paste([image.shape[:2] for image in images], patches)
+        return self.label(images, self.locate(images).centres)
 
 
 def _moved(by: int, size: int) -> tuple[slice, slice]:
@@ -200,7 +238,7 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
         folder = folder / "weights"
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
-    networks, pairs, layout, average = {}, {}, DEFAULT_LAYOUT, False
+    networks, pairs, layout, side, average = {}, {}, DEFAULT_LAYOUT, USUAL_SIDE, False
     for name, network in NETWORKS.items():
         path = folder / f"{name}.safetensors"
         try:
@@ -216,10 +254,11 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
             average = average or metadata.get("average") == "True"
             if "layout" in metadata:
                 layout = np.array(json.loads(metadata["layout"]), np.float64).reshape(len(PATCHES), 2)
-            if not np.isfinite([*pairs[name], *layout.ravel()]).all():
-                raise CheckpointError(f"{path}: expected finite beta, beta0 and layout")
+            side = float(metadata.get("side", side))
+            if not (np.isfinite([*pairs[name], *layout.ravel(), side]).all() and side > 0):
+                raise CheckpointError(f"{path}: expected finite beta, beta0 and layout, and a side above 0")
         except (CheckpointError, TypeError, ValueError) as error:
             text = str(error)
             raise InputError(text if str(path) in text else f"{path}: {text}") from None
         networks[name] = predictor(plan)
-    return Pipeline(networks, pairs, layout, average)
+    return Pipeline(networks, pairs, layout, side, average)

@@ -54,6 +54,7 @@ def train_network(
     metadata = {"network": name}
     if name == "stage1":
         metadata["layout"] = _layout(faces, train.centre)
+        metadata["side"] = str(np.mean([max(face.pixels.shape[:2]) for face in faces]))
     done = trainer.train(batches, signals)
     trainer.plan.save(run.weights_path(name), **metadata)
     return done

@@ -13,6 +13,8 @@ from icnn.localise import (
     DEFAULT_LAYOUT,
     complete_centres,
     cut_patch,
+    face_scale,
+    fit_similarity,
     mean_layout,
     network_input,
     part_centres,
@@ -617,3 +619,25 @@ def test_outside_all_patches_everything_is_background():
     expected = np.zeros((100, 100))
     expected[20:84, 10:74] = 5
     assert (pasted == expected).all()
+
+
+# ---------------------------------------------------------------- similarities
+
+
+def test_a_similarity_is_found_again_and_its_scale_is_the_faces():
+    rng = np.random.default_rng(9)
+    usual = DEFAULT_LAYOUT * 256
+    for _ in range(20):
+        scale, angle, shift = rng.uniform(0.2, 5), rng.uniform(-3, 3), rng.uniform(-99, 99, 2)
+        c, s = np.cos(angle), np.sin(angle)
+        centres = scale * usual @ np.array([[c, s], [-s, c]]) + shift
+        np.testing.assert_allclose(fit_similarity(usual, centres)(usual), centres, atol=1e-9)
+        assert face_scale(centres, usual) == pytest.approx(scale)
+
+
+def test_a_face_and_its_mirror_image_are_equally_large():
+    rng = np.random.default_rng(10)
+    usual = DEFAULT_LAYOUT * 256 + rng.normal(0, 4, (6, 2))  # of faces that look to one side
+    centres = usual + rng.normal(0, 9, (6, 2))
+    mirrored = centres[[2, 3, 0, 1, 4, 5]] * (-1, 1) + (255, 0)
+    assert face_scale(mirrored, usual) == pytest.approx(face_scale(centres, usual), rel=1e-12)

@@ -181,9 +181,80 @@ def test_stage_2_alone_decides_what_is_labelled():
     assert (oracle(stage1=crude).parse([face.image])[0] == face.labels()).all()
 
 
+# ---------------------------------------------------------------- scales
+
+
+def usual_layout():
+    """Centres of `coloured_face` in a square of side 1: what training on such faces leaves in the weights."""
+    return (part_centres(coloured_face(middle=(128, 128)).labels()) + 0.5) / 256
+
+
+def grown(face, shape):
+    """A face of another size, pixels and maps resampled by nearest neighbours, its shape (H, W)."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip(shape, face.pixels.shape, strict=False))
+    return Face(face.name, np.ascontiguousarray(face.pixels[rows][:, columns]))
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (128, 128), (512, 512), (700, 700), (384, 576), (90, 120)])
+def test_a_face_of_another_size_is_parsed_at_the_usual_one(shape):
+    wide = shape[1] != shape[0]
+    face = grown(coloured_face((256, 384) if wide else (256, 256), (150, 120)), shape)
+    seen = []
+
+    def listens(name):
+        def predict(images):
+            seen.append((images[:, 2] > 0).sum((1, 2)))  # blue: of the nose, the largest part
+            return knows_parts(name)(images)
+
+        return predict
+
+    networks = {**oracle().networks, "nose": listens("nose")}
+    labels, truth = Pipeline(networks, layout=usual_layout()).parse([face.image])[0], face.labels()
+    assert labels.shape == truth.shape
+    assert f_measures(confusion(truth, labels))["overall_union"] > 0.8
+    usual = (coloured_face().labels() == 5).sum()
+    assert 0.6 * usual < seen[0][0] < 2.5 * usual  # other blue parts are in the patch, too
+    blind = Pipeline(networks, layout=usual_layout(), side=256 * max(shape) / 256)
+    assert (blind.parse([face.image])[0] != labels).any(), "at its own scale it would be parsed otherwise"
+
+
+def test_a_face_of_about_the_usual_size_is_left_as_it_is():
+    faces = [grown(coloured_face(middle=(128, 128)), (side, side)) for side in (200, 256, 330)]
+    pipeline = Pipeline(oracle().networks, layout=usual_layout())
+    centres = np.stack([part_centres(face.labels()) for face in faces])
+    for image, points, labels in zip(faces, centres, pipeline.label([f.image for f in faces], centres), strict=True):
+        patches = pipeline.label_patches([image.image], points[None])
+        np.testing.assert_array_equal(labels, pipeline.paste([labels.shape], patches)[0])
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (600, 600)])
+def test_a_mirrored_face_of_another_size_is_parsed_alike(shape):
+    image = grown(coloured_face(middle=(120, 126)), shape).image
+    pipeline = Pipeline(oracle().networks, layout=usual_layout())
+    labels = pipeline.parse([image])[0]
+    assert (pipeline.parse([image[:, ::-1]])[0] == MIRRORED[labels][:, ::-1]).all() and labels.any()
+
+
+def test_a_photograph_does_not_grow_beyond_measure():
+    """A face that is seen in a spot is more likely no face."""
+    spot = finds(*((patch.ids[0], 30 + n % 2, 30 + n // 2) for n, patch in enumerate(PATCHES)))
+    listeners = {name: Listener(entry.labels) for name, entry in NETWORKS.items()}
+    pipeline = Pipeline({**listeners, "stage1": spot})
+    assert pipeline.parse([np.zeros((1000, 1500, 3), np.uint8)])[0].shape == (1000, 1500)
+    assert pipeline._factor(np.full((6, 2), 7.0), 1500) == pytest.approx(2048 / 1500)
+    assert pipeline._factor(np.full((6, 2), 7.0), 9000) == 1
+
+
 # ---------------------------------------------------------------- mirrors
 
 
+@pytest.fixture
+def as_it_comes(monkeypatch):
+    """No photograph is resampled, however large the face is that random networks see in it."""
+    monkeypatch.setattr("icnn.pipeline._ABOUT", (0, np.inf))
+
+
+@pytest.mark.usefixtures("as_it_comes")
 @pytest.mark.parametrize("seed", range(3))
 def test_parsing_a_mirrored_image_mirrors_the_parse(seed):
     images = noisy_images(seed)
@@ -195,6 +266,7 @@ def test_parsing_a_mirrored_image_mirrors_the_parse(seed):
         assert (mirrored == MIRRORED[labels][:, ::-1]).all(), image.shape
 
 
+@pytest.mark.usefixtures("as_it_comes")
 def test_averaged_over_both_sides_any_networks_parse_a_mirrored_image_alike():
     """Nothing is asked of the networks: the looks at a patch are as many from either side."""
     networks = {
@@ -437,7 +509,7 @@ def saved(tmp_path_factory):
     (run / "weights").mkdir()
     for seed, (name, network) in enumerate(NETWORKS.items()):
         plan = Plan(icnn_graph(network.labels, network.size), 1, seed=seed, threads=1)
-        about = {"layout": json.dumps(LAYOUT.tolist())} if name == "stage1" else {}
+        about = {"layout": json.dumps(LAYOUT.tolist()), "side": 300} if name == "stage1" else {}
         plan.save(run / "weights" / f"{name}.safetensors", beta=1 + seed, beta0=-seed, **about)
     return run
 
@@ -448,7 +520,7 @@ def test_weights_are_loaded_with_their_pairs_and_layout(saved):
     for folder in (saved, saved / "weights"):
         pipeline = load_pipeline(folder, "numpy", 1, threads=1)
         assert pipeline.pairs == {"eyebrow": (2, -1), "eye": (3, -2), "nose": (4, -3), "mouth": (5, -4)}
-        assert not pipeline.average
+        assert (pipeline.side, pipeline.average) == (300, False)
         np.testing.assert_array_equal(pipeline.layout, LAYOUT)
         assert (pipeline.networks["eye"](image) == expected).all()
 
@@ -534,6 +606,7 @@ def with_metadata(**changes):
         pytest.param(with_metadata(layout="{}"), id="layout of nothing"),
         pytest.param(with_metadata(layout=str([["NaN", 0.5]] * 6).replace("'", "")), id="layout that is nowhere"),
         pytest.param(with_metadata(beta="nan"), id="beta that is no number"),
+        pytest.param(with_metadata(side="0"), id="photographs without extent"),
         pytest.param(with_metadata(network="eye"), id="a network of the same shape"),
     ],
 )

@@ -211,6 +211,7 @@ def test_stage_1_weights_carry_the_layout_of_the_training_faces(tmp_path, faces)
     metadata = load_tensors(run.weights_path("stage1"))[1]
     layout = np.array(json.loads(metadata["layout"]))
     assert layout.shape == (6, 2)
+    assert float(metadata["side"]) == max(faces[0][0].pixels.shape[:2])
     assert layout[0, 0] < layout[2, 0]  # left eyebrow left of the right one
     assert layout[0, 1] < layout[5, 1]  # above the mouth
     assert (metadata["preset"], metadata["labels"], metadata["size"]) == ("paper", "9", "64")
