@@ -130,7 +130,7 @@ class Config:
 _PER_NETWORK = ("train", "augment")
 
 _CHOICES = {
-    "network.preset": ("paper", "released"),
+    "network.preset": ("paper", "released", "separate"),
     "train.schedule": ("cosine", "constant"),
     "train.keep": ("best", "last"),
     "train.label_rule": ("argmax", "threshold"),

@@ -11,20 +11,21 @@ Four rows of convolutions work on the image at full, 1/2, 1/4 and 1/8 size::
 Before each of rounds 1 to 3 every row concatenates its own maps, the finer
 neighbour's, max-pooled, and the coarser neighbour's, upsampled (Sec. 2.2).
 Output integration carries row 4 up into row 1 (Sec. 2.3).
+
+The preset "separate" lacks these links, and has as many parameters: what is the paper's idea worth?
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minicnn import Graph
 from minicnn.layers import Concat, Conv2D, Input, Layer, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
 
-CHANNELS = (8, 16, 24, 32)
 ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What the paper's text and the authors' released program do differently.
+    """What the paper's text, the authors' released program, and a network without links do differently.
 
     Attributes
     ----------
@@ -33,6 +34,8 @@ class Preset:
     up : layer that doubles them
     first_window : window of the first convolution
     initial : first weights, see `minicnn.layers.Conv2D`
+    channels : maps of each row
+    interlinked : whether rows exchange maps before output integration
     """
 
     pyramid: Layer
@@ -40,15 +43,20 @@ class Preset:
     up: Layer
     first_window: int
     initial: str
+    channels: tuple[int, int, int, int] = (8, 16, 24, 32)
+    interlinked: bool = True
 
 
 _RELEASED_POOL = MaxPool2D(window=3, stride=2, border=1)
 
+_PAPER = Preset(MeanPool2D(2), MaxPool2D(2, 2), UpsampleNearest2D(2), 5, "glorot_uniform")
+
 PRESETS = {
-    "paper": Preset(MeanPool2D(2), MaxPool2D(2, 2), UpsampleNearest2D(2), 5, "glorot_uniform"),
+    "paper": _PAPER,
     "released": Preset(
         _RELEASED_POOL, _RELEASED_POOL, UpsampleNearest2D(2, parity=True), 9, "fan_in_uniform"
     ),
+    "separate": replace(_PAPER, channels=(12, 24, 35, 47), interlinked=False),
 }  # fmt: skip
 
 
@@ -61,7 +69,7 @@ def icnn_graph(labels: int, size: int, preset: str = "paper") -> Graph:
         L, background included: 9 in stage 1; 2, 2, 2 and 4 in stage 2.
     size : int
         Side of the square input in pixels, a multiple of 8.
-    preset : "paper" or "released"
+    preset : "paper", "released" or "separate"
 
     Returns
     -------
@@ -82,7 +90,7 @@ def icnn_graph(labels: int, size: int, preset: str = "paper") -> Graph:
     graph = Graph(preset=preset, labels=labels, size=size)
     rows = _round0(graph, size, PRESETS[preset])
     for number in range(1, ROUNDS + 1):
-        rows = _interlinked_round(graph, rows, number, PRESETS[preset])
+        rows = _round(graph, rows, number, PRESETS[preset])
     _integrate(graph, rows, labels, PRESETS[preset])
     return graph
 
@@ -97,15 +105,24 @@ def _round0(graph: Graph, size: int, preset: Preset) -> list[str]:
     """The input pyramid (Sec. 2.6) and the first convolution of every row."""
     rows = []
     image = graph.add("image", Input(3, size, size))
-    for k, filters in enumerate(CHANNELS, start=1):
+    for k, filters in enumerate(preset.channels, start=1):
         if k > 1:
             image = graph.add(f"row{k}/image", preset.pyramid, image)
         rows.append(_convolution(graph, f"row{k}/round0", image, filters, preset.first_window, preset))
     return rows
 
 
-def _interlinked_round(graph: Graph, rows: list[str], number: int, preset: Preset) -> list[str]:
-    """One interlinking layer and the convolution behind it, for every row: [own | finer | coarser]."""
+def _round(graph: Graph, rows: list[str], number: int, preset: Preset) -> list[str]:
+    """The convolution of every row, behind an interlinking layer if there is one."""
+    sources = _interlink(graph, rows, number, preset) if preset.interlinked else rows
+    return [
+        _convolution(graph, f"row{k}/round{number}", source, filters, 5, preset)
+        for k, (source, filters) in enumerate(zip(sources, preset.channels, strict=True), start=1)
+    ]
+
+
+def _interlink(graph: Graph, rows: list[str], number: int, preset: Preset) -> list[str]:
+    """An interlinking layer (Sec. 2.2), for every row: [own | finer | coarser]."""
     linked = []
     for k, own in enumerate(rows, start=1):
         name = f"row{k}/round{number}"
@@ -115,10 +132,7 @@ def _interlinked_round(graph: Graph, rows: list[str], number: int, preset: Prese
         if k < len(rows):
             sources.append(graph.add(f"{name}/coarser", preset.up, rows[k]))
         linked.append(graph.add(f"{name}/concat", Concat(), *sources))
-    return [
-        _convolution(graph, f"row{k}/round{number}", source, filters, 5, preset)
-        for k, (source, filters) in enumerate(zip(linked, CHANNELS, strict=True), start=1)
-    ]
+    return linked
 
 
 def _integrate(graph: Graph, rows: list[str], labels: int, preset: Preset) -> None:

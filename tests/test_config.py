@@ -15,6 +15,7 @@ def write(tmp_path, text):
 def test_the_default_recipe_and_both_shipped_files_load():
     assert load_config().evaluate.split == "testing"
     assert load_config("configs/helen.toml").evaluate.split == "tuning"
+    assert load_config("configs/paper.toml").network.preset == "paper"
     released = load_config("configs/released.toml")
     assert released.network.preset == "released"
     assert released.train.momentum == 0.8

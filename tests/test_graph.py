@@ -1,5 +1,7 @@
 """Is the network the paper's? Shapes, names, counts and order of channels, and errors that name the node."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.signal import correlate2d
@@ -130,11 +132,25 @@ def test_describe_has_every_node_and_the_totals():
         ("released", 9, 447_729),
         ("released", 2, 422_732),
         ("released", 4, 428_254),
+        ("separate", 9, 423_641),
+        ("separate", 2, 397_944),
+        ("separate", 4, 403_666),
     ],
 )
 def test_parameter_counts(preset, labels, count):
     shapes = icnn_graph(labels, 64, preset).parameter_shapes
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
+
+
+def test_rows_without_links_meet_in_output_integration_only():
+    graph = icnn_graph(9, 64, "separate")
+    for node in graph.nodes.values():
+        rows = {source.partition("/")[0] for source in node.inputs if source.startswith("row")}
+        assert len(rows) <= 1
+        if node.name.startswith("row") and rows and not node.name.endswith("/image"):
+            assert rows == {node.name.partition("/")[0]}
+    paper = sum(math.prod(shape) for shape in icnn_graph(9, 64).parameter_shapes.values())
+    assert sum(math.prod(shape) for shape in graph.parameter_shapes.values()) == pytest.approx(paper, rel=0.001)
 
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
