@@ -55,10 +55,10 @@ class View(NamedTuple):
 
 
 _STRAIGHT = (View(0, 0, False),)
-#: Moved by half of the coarsest row's pixel, so that the two looks fall differently on the network's grid.
-_MOVED = (*_STRAIGHT, View(4, 4, False))
+#: Looks that fall differently on the pixels of the network's coarser rows, which are up to 8 pixels wide.
+_MOVED = (*_STRAIGHT, View(3, 3, False), View(-3, -3, False))
 #: As many from either side of the mirror, so that a face and its mirror image are parsed alike.
-_BOTH_SIDES = (*_MOVED, View(0, 0, True), View(-4, 4, True))
+_BOTH_SIDES = (View(3, 3, False), View(-3, 3, True), View(-3, -3, False), View(3, -3, True))
 
 
 USUAL_SIDE = 256.0  # of the photographs of Smith et al., for weights that do not say
