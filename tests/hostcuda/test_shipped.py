@@ -1,0 +1,35 @@
+"""Do the shipped weights label photographs through the CUDA kernels as they do through Numba's?
+
+Whole networks take minutes on a CPU that plays a GPU: ICNN_HOSTCUDA_FACES=N asks for N faces.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import standin
+
+from icnn.dataset import SmithFolder, find_helen
+from icnn.evaluate import SHIPPED
+from icnn.pipeline import load_pipeline
+
+COUNT = int(os.environ.get("ICNN_HOSTCUDA_FACES", 0))
+
+
+@pytest.mark.usefixtures("device")
+def test_faces_are_labelled_alike(monkeypatch):
+    if not COUNT:
+        pytest.skip("takes minutes: set ICNN_HOSTCUDA_FACES to a number of faces")
+    folder = find_helen()
+    if folder is None:
+        pytest.skip("the project's Helen photographs are not here")
+    monkeypatch.setattr(standin, "CHECKED", False)
+    data = SmithFolder(folder)
+    images = [data.load(name).image for name in data.names("tuning")[:COUNT]]
+    labels = {}
+    for backend in ("numba", "cupy"):
+        pipeline = load_pipeline(SHIPPED, backend, COUNT)
+        pipeline.average = False  # a third of the work, by the same kernels
+        labels[backend] = np.stack(pipeline.parse(images))
+    assert labels["numba"].any()
+    assert np.mean(labels["cupy"] != labels["numba"]) <= 1e-4
