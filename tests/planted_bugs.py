@@ -277,8 +277,8 @@ BUGS = [
     Bug(
         "last weights written where the best were asked for",
         "icnn/training.py",
-        'if self._train.keep == "best":',
-        "if False:",
+        'self._best if self._train.keep == "best" else self._candidate()',
+        "self._candidate()",
         "test_training.py::test_best_and_last_weights_are_kept_as_configured",
     ),
     Bug(
