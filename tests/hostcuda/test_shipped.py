@@ -1,6 +1,6 @@
 """Do the shipped weights label photographs through the CUDA kernels as they do through Numba's?
 
-Whole networks take minutes on a CPU that plays a GPU: ICNN_HOSTCUDA_FACES=N asks for N faces.
+Whole networks take some seconds a face on a CPU that plays a GPU: ICNN_HOSTCUDA_FACES=N asks for N faces.
 """
 
 import os
@@ -19,7 +19,7 @@ COUNT = int(os.environ.get("ICNN_HOSTCUDA_FACES", 0))
 @pytest.mark.usefixtures("device")
 def test_faces_are_labelled_alike(monkeypatch):
     if not COUNT:
-        pytest.skip("takes minutes: set ICNN_HOSTCUDA_FACES to a number of faces")
+        pytest.skip("takes some seconds a face: set ICNN_HOSTCUDA_FACES to their number")
     folder = find_helen()
     if folder is None:
         pytest.skip("the project's Helen photographs are not here")
