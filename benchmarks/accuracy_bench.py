@@ -5,14 +5,13 @@ cameras differ; labels are moved with their pixels. Prints a table in Markdown, 
 """
 
 import argparse
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from measure import existing_folder, positive
-from PIL import Image
 
+from icnn.appearance import LUMA, through_jpeg
 from icnn.augment import Draw, warp
 from icnn.command import Signals, run
 from icnn.dataset import SPLITS, Face, SmithFolder
@@ -28,7 +27,6 @@ DESCRIPTION = (
     "Parse the faces of a split as they are, and changed as other cameras and settings would, and print the scores."
 )
 _OFF = 0.2  # share of the photograph's side by which a face lies elsewhere
-_LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 
 
 # ---- changes; each makes a face of a face
@@ -61,15 +59,12 @@ def shifted(x: float, y: float) -> Callable[[Face], Face]:
 
 
 def grey(face: Face) -> Face:
-    luma = np.rint(face.image @ _LUMA).astype(np.uint8)
+    luma = np.rint(face.image @ LUMA).astype(np.uint8)
     return _with_image(face, np.repeat(luma[..., None], 3, axis=2))
 
 
 def jpeg(face: Face) -> Face:
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(face.image)).save(file, "JPEG", quality=20)
-    with Image.open(file) as image:
-        return _with_image(face, np.asarray(image))
+    return _with_image(face, through_jpeg(face.image, 20).astype(np.uint8))
 
 
 def half(face: Face) -> Face:
@@ -89,13 +84,17 @@ def sunglasses(face: Face) -> Face:
     distance = np.hypot(*between)
     y, x = np.mgrid[: face.pixels.shape[0], : face.pixels.shape[1]]
     axis = between / distance
+
+    def from_eye(eye: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each pixel's distance from an eye, along the line of the eyes and across it."""
+        u, v = x - eye[0], y - eye[1]
+        return u * axis[0] + v * axis[1], v * axis[0] - u * axis[1]
+
     mask = np.zeros(y.shape, np.bool_)
-    for centre in (left, right):
-        along = (x - centre[0]) * axis[0] + (y - centre[1]) * axis[1]
-        across = (y - centre[1]) * axis[0] - (x - centre[0]) * axis[1]
+    for eye in (left, right):
+        along, across = from_eye(eye)
         mask |= (along / (0.42 * distance)) ** 2 + (across / (0.3 * distance)) ** 2 < 1
-    along = (x - left[0]) * axis[0] + (y - left[1]) * axis[1]
-    across = (y - left[1]) * axis[0] - (x - left[0]) * axis[1]
+    along, across = from_eye(left)
     mask |= (along > 0) & (along < distance) & (np.abs(across + 0.08 * distance) < 0.04 * distance)
     return _with_image(face, np.where(mask[..., None], np.rint(0.1 * face.image + 15), face.image).astype(np.uint8))
 

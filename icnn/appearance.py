@@ -13,7 +13,7 @@ from PIL import Image
 
 from icnn.config import Augment
 
-_LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
+LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 _REACH = 3  # pixels of a blur, either way
 _OCCLUDER = (0.15, 0.5)  # sides of what hides a part, as shares of the input's
 
@@ -107,7 +107,7 @@ class Appearance:
             _occlude(out, inside, hides.centre, hides.half, hides.angle, hides.colour)
         if self.gamma != 1 or self.saturation != 1 or self.light.any():
             curve = (255 * np.linspace(0, 1, 257) ** self.gamma).astype(np.float32)
-            mixture = self.saturation * np.eye(3) + (1 - self.saturation) * np.tile(_LUMA, (3, 1))
+            mixture = self.saturation * np.eye(3) + (1 - self.saturation) * np.tile(LUMA, (3, 1))
             _recolour(out, inside, mixture.astype(np.float32), curve, self.light)
         if self.blur > 0:
             steps = np.arange(-_REACH, _REACH + 1)
@@ -115,11 +115,12 @@ class Appearance:
         if self.noise > 0:
             out += np.float32(self.noise) * rng.standard_normal(out.shape, np.float32) * inside[..., None]
         if self.quality:
-            return _through_jpeg(out, self.quality) * inside[..., None]
+            return through_jpeg(out, self.quality) * inside[..., None]
         return out
 
 
-def _through_jpeg(values: np.ndarray, quality: int) -> np.ndarray:
+def through_jpeg(values: np.ndarray, quality: int) -> np.ndarray:
+    """(H, W, 3) in [0, 255], rounded, written as a JPEG and read again: float32."""
     file = BytesIO()
     Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
     with Image.open(file) as image:

@@ -12,6 +12,7 @@ import numpy as np
 from numba import njit
 
 from icnn.config import Augment
+from icnn.palette import PARTS
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,11 @@ def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.
     labels = np.zeros(inside.shape, np.uint8)
     _label(labels, maps, inside, rule == "threshold")
     return labels
+
+
+def maps_of(labels: np.ndarray) -> np.ndarray:
+    """Maps (H, W, 9) uint8 of ids (H, W), 255 or 0: what `labels_of` undoes."""
+    return (255 * np.eye(len(PARTS), dtype=np.uint8)).take(labels, axis=0)
 
 
 @njit(cache=True, nogil=True)

@@ -71,10 +71,6 @@ def samples_of(network: str, faces: Sequence[Face], centre_rule: str = "median")
     return samples
 
 
-#: Changes the colours of an input: values (S, S, 3), inside (S, S) -> values.
-Recolour = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
 def _without_parts(faces: int, network: str) -> InputError:
     return InputError(f"none of the {faces} faces has a label of {network}: expected part maps, see the README")
 
@@ -95,6 +91,10 @@ def require_parts(faces: Sequence[Face]) -> None:
     for name in STAGE2:
         if not any(seen.intersection(patch.ids) for patch in PATCHES if patch.network == name):
             raise _without_parts(len(faces), name)
+
+
+#: Changes the colours of an input: values (S, S, 3), inside (S, S) -> values.
+Recolour = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def make_sample(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from icnn.augment import warp
+from icnn.augment import maps_of, warp
 from icnn.palette import MIRRORED, PARTS
 from icnn.photograph import mistake
 
@@ -173,6 +173,5 @@ def cut_out(image: np.ndarray, ids: np.ndarray, size: int, face: int, file: str 
     """Photograph and label image of one size to the square around their face, in one resampling."""
     ids = as_seen(ids)
     box = find_face(ids, file)
-    maps = (255 * np.eye(len(PARTS), dtype=np.uint8)).take(ids, axis=0)
-    values, _ = warp(np.concatenate([image, maps], axis=2), box.matrix(size, face), size)
+    values, _ = warp(np.concatenate([image, maps_of(ids)], axis=2), box.matrix(size, face), size)
     return np.rint(values[..., :3]).astype(np.uint8), whole_shares(values[..., 3:])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnn.augment import Letterbox, normalise, resize, warp
+from icnn.augment import Letterbox, maps_of, normalise, resize, warp
 from icnn.command import compilation_announced
 from icnn.errors import InputError
 from icnn.localise import (
@@ -193,7 +193,7 @@ class Pipeline:
         maps = self.paste([image.shape[:2] for image in scaled], self.label_patches(scaled, moved))
         for n, factor in enumerate(factors):
             if factor != 1:
-                shares = resize(255 * np.eye(len(MIRRORED), dtype=np.uint8)[maps[n]], shapes[n])
+                shares = resize(maps_of(maps[n]), shapes[n])
                 maps[n] = np.rint(shares).argmax(-1).astype(np.uint8)  # rounded: a tie is one from either side
         return maps
 

@@ -165,8 +165,9 @@ def _write_results(
     result: Evaluation,
 ) -> None:
     summary = result.summary(config.evaluate.split)
+    card = _card(config, splits, summary)
     for name in NETWORKS:
-        _add_metadata(the_run, name, card=_card(config, splits, summary))
+        _add_metadata(the_run, name, card=card)
     baselines = baseline_scores(splits)
     modulation = {
         name: {"beta": fit.pair[0], "beta0": fit.pair[1], "before": fit.before, "after": fit.after}

@@ -103,7 +103,7 @@ class Trainer:
     def restore(self, tensors: dict[str, np.ndarray], progress: Progress) -> None:
         """Go on from a state of the run."""
         self._best = tensors["best"]
-        self._average = tensors.get("average", self._average)  # none in states of earlier versions
+        self._average = tensors.get("average", self._average)  # there if the settings ask for it
         self._progress = progress
         self.plan.restore(tensors, progress.step)
         self._run.forget_log(self._name, progress.step)
@@ -166,7 +166,9 @@ class Trainer:
             self._progress.loss_count += 1
 
     def _save(self) -> None:
-        tensors = {**self.plan.state(), "best": self._best, "average": self._average}
+        tensors = {**self.plan.state(), "best": self._best}
+        if self._train.average:
+            tensors["average"] = self._average
         self._run.save_state(self._name, tensors, self._progress)
 
     def _candidate(self) -> np.ndarray:

@@ -214,7 +214,7 @@ def test_a_face_of_another_size_is_parsed_at_the_usual_one(shape):
     assert f_measures(confusion(truth, labels))["overall_union"] > 0.8
     usual = (coloured_face().labels() == 5).sum()
     assert 0.6 * usual < seen[0][0] < 2.5 * usual  # other blue parts are in the patch, too
-    blind = Pipeline(networks, layout=usual_layout(), side=256 * max(shape) / 256)
+    blind = Pipeline(networks, layout=usual_layout(), side=max(shape))
     assert (blind.parse([face.image])[0] != labels).any(), "at its own scale it would be parsed otherwise"
 
 
