@@ -85,6 +85,7 @@ class Evaluate:
     split: str = "tuning"
     batch: int = 32
     average: bool = False  # parse by several looks at each patch, and at the face and its mirror image
+    recentre: float = 0.0  # pixels from a patch's middle beyond which a part's patch is cut once more; 0: never
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ _RANGES = {
     "augment.quality": (1, 100),
     "augment.occlusion": (0, 1),
     "evaluate.batch": (1, 4096),
+    "evaluate.recentre": (0, 64),
     "synthetic.exemplars": (1, 10**6),
     "synthetic.tuning": (1, 10**6),
     "synthetic.testing": (1, 10**6),

@@ -89,6 +89,9 @@ class Pipeline:
         Larger side of the photographs that the networks were trained on, pixels: with `layout`, the size of a face.
     average : bool
         Average the logits of several looks at each patch (`views_of`), and of the whole face and its mirror image.
+    recentre : float
+        Cut a patch once more where its part turns out to lie farther than so many pixels, along an axis, from its
+        middle; 0: never.
     """
 
     def __init__(
@@ -98,12 +101,14 @@ class Pipeline:
         layout: np.ndarray = DEFAULT_LAYOUT,
         side: float = USUAL_SIDE,
         average: bool = False,
+        recentre: float = 0.0,
     ):
         self.networks = dict(networks)
         self.pairs = {name: (pairs or {}).get(name, PLAIN) for name in STAGE2}
         self.layout = np.asarray(layout)
         self.side = side
         self.average = average
+        self.recentre = recentre
 
     def locate(self, images: Sequence[np.ndarray]) -> Located:
         """Stage 1 (Sec. 3.1): part centres of images (H, W, 3) uint8, sizes may differ."""
@@ -127,17 +132,47 @@ class Pipeline:
         return Located(centres, ~np.isnan(square[..., 0]), labels)
 
     def label_patches(self, images: Sequence[np.ndarray], centres: np.ndarray) -> PatchLogits:
-        """Stage 2 (Sec. 3.2): logits, before modulation, of the patches around `centres` (n, 6, 2)."""
+        """Stage 2 (Sec. 3.2): logits, before modulation, of the patches around `centres` (n, 6, 2).
+
+        With `recentre` those whose part lies aside are cut and labelled once more, around its median.
+        """
         origins, logits = [], []
         for number, patch in enumerate(PATCHES):
             corners = [
                 patch_origin(centre[number], patch.size, image.shape[:2])
                 for image, centre in zip(images, centres, strict=True)
             ]
-            looks = [self._look(images, corners, patch, view) for view in views_of(patch.network, self.average)]
-            logits.append(looks[0] if len(looks) == 1 else np.nanmean(looks, axis=0))
+            found = self._label_patch(images, corners, patch)
+            moved = self._recentred(images, corners, patch, found) if self.recentre else {}
+            if moved:
+                again = self._label_patch([images[n] for n in moved], list(moved.values()), patch)
+                found[list(moved)] = again
+                corners = [moved.get(n, corner) for n, corner in enumerate(corners)]
+            logits.append(found)
             origins.append(np.array(corners))
         return PatchLogits(origins, logits)
+
+    def _recentred(
+        self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch, logits: np.ndarray
+    ) -> dict[int, tuple[int, int]]:
+        """Number of image -> better corner (x, y), of the patches whose part is not in their middle."""
+        moved = {}
+        for n, labels in enumerate(logits.argmax(1)):
+            y, x = np.nonzero(labels[:, ::-1] if patch.mirrored else labels)
+            if not x.size:
+                continue
+            middle = (patch.size - 1) / 2
+            median = np.array([np.median(x), np.median(y)])
+            if np.abs(median - middle).max() > self.recentre:
+                moved[n] = patch_origin(corners[n] + median, patch.size, images[n].shape[:2])
+        return moved
+
+    def _label_patch(
+        self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch
+    ) -> np.ndarray:
+        """Logits (n, L, S, S) of one patch of every image, by one look or the average of several."""
+        looks = [self._look(images, corners, patch, view) for view in views_of(patch.network, self.average)]
+        return looks[0] if len(looks) == 1 else np.nanmean(looks, axis=0)
 
     def _look(
         self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch, view: View
@@ -238,7 +273,7 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
         folder = folder / "weights"
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
-    networks, pairs, layout, side, average = {}, {}, DEFAULT_LAYOUT, USUAL_SIDE, False
+    networks, pairs, layout, side, average, recentre = {}, {}, DEFAULT_LAYOUT, USUAL_SIDE, False, 0.0
     for name, network in NETWORKS.items():
         path = folder / f"{name}.safetensors"
         try:
@@ -252,13 +287,14 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
                 raise CheckpointError(f"{path}: expected weights of {name}, got those of {metadata['network']}")
             pairs[name] = float(metadata.get("beta", 1)), float(metadata.get("beta0", 0))
             average = average or metadata.get("average") == "True"
+            recentre = max(recentre, float(metadata.get("recentre", 0)))
             if "layout" in metadata:
                 layout = np.array(json.loads(metadata["layout"]), np.float64).reshape(len(PATCHES), 2)
             side = float(metadata.get("side", side))
-            if not (np.isfinite([*pairs[name], *layout.ravel(), side]).all() and side > 0):
-                raise CheckpointError(f"{path}: expected finite beta, beta0 and layout, and a side above 0")
+            if not (np.isfinite([*pairs[name], *layout.ravel(), side, recentre]).all() and side > 0):
+                raise CheckpointError(f"{path}: expected finite beta, beta0, layout and recentre, and a side above 0")
         except (CheckpointError, TypeError, ValueError) as error:
             text = str(error)
             raise InputError(text if str(path) in text else f"{path}: {text}") from None
         networks[name] = predictor(plan)
-    return Pipeline(networks, pairs, layout, side, average)
+    return Pipeline(networks, pairs, layout, side, average, recentre)

@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
             print(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}", flush=True)
         pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
-        pipeline.average = config.evaluate.average
+        pipeline.average, pipeline.recentre = config.evaluate.average, config.evaluate.recentre
         fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
         for name in NETWORKS:
             beta, beta0 = pipeline.pairs.get(name, PLAIN)
-            _add_metadata(the_run, name, beta=beta, beta0=beta0, average=pipeline.average)
+            _add_metadata(the_run, name, beta=beta, beta0=beta0, average=pipeline.average, recentre=pipeline.recentre)
         result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals)
         _write_results(the_run, config, splits, pipeline, fits, result)
     return 0

@@ -310,6 +310,13 @@ BUGS = [
         "test_pipeline.py::test_averaged_logits_are_the_mean_of_the_looks_that_have_a_pixel",
     ),
     Bug(
+        "mirrored patches cut once more on the wrong side",
+        "icnn/pipeline.py",
+        "labels[:, ::-1] if patch.mirrored else labels",
+        "labels",
+        "test_pipeline.py::test_a_patch_that_misses_its_part_is_cut_once_more_around_it",
+    ),
+    Bug(
         "a seal that nobody looks at",
         "minicnn/checkpoint.py",
         "if written is not None and written != _digest(tensors, metadata):",

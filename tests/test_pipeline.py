@@ -181,6 +181,42 @@ def test_stage_2_alone_decides_what_is_labelled():
     assert (oracle(stage1=crude).parse([face.image])[0] == face.labels()).all()
 
 
+# ---------------------------------------------------------------- patches cut once more
+
+
+@pytest.mark.parametrize("aside", [(9, -7), (-8, 2), (1, 6)])
+def test_a_patch_that_misses_its_part_is_cut_once_more_around_it(aside):
+    face = coloured_face()
+    truth = part_centres(face.labels())
+    pipeline = oracle()
+    pipeline.recentre = 4
+    patches = pipeline.label_patches([face.image], truth[None] + aside)
+    for patch, centre, corners, logits in zip(PATCHES, truth, *patches, strict=True):
+        corner = patch_origin(centre, patch.size, face.image.shape[:2])
+        assert tuple(corners[0]) == corner, patch.name
+        expected = pipeline.networks[patch.network](network_input(face.image, corner, patch)[None])
+        np.testing.assert_array_equal(logits, expected)
+
+
+def test_only_patches_that_miss_their_parts_are_cut_once_more():
+    faces = [coloured_face(), coloured_face((200, 300)), coloured_face(missing=(5,))]
+    centres = np.stack([part_centres(coloured_face(face.image.shape[:2]).labels()) for face in faces])
+    centres[:, 2] += (3, -3)
+    centres[1, 4] += (0, 12)
+    counts = {name: [] for name in STAGE2}
+
+    def counted(name):
+        def predict(images):
+            counts[name].append(len(images))
+            return knows_parts(name)(images)
+
+        return predict
+
+    pipeline = Pipeline({name: counted(name) for name in STAGE2}, recentre=4)
+    pipeline.label_patches([face.image for face in faces], centres)
+    assert counts == {"eyebrow": [3, 3], "eye": [3, 3], "nose": [3, 1], "mouth": [3]}
+
+
 # ---------------------------------------------------------------- scales
 
 
@@ -256,9 +292,10 @@ def as_it_comes(monkeypatch):
 
 @pytest.mark.usefixtures("as_it_comes")
 @pytest.mark.parametrize("seed", range(3))
-def test_parsing_a_mirrored_image_mirrors_the_parse(seed):
+@pytest.mark.parametrize("recentre", [0, 4])
+def test_parsing_a_mirrored_image_mirrors_the_parse(seed, recentre):
     images = noisy_images(seed)
-    pipeline = Pipeline(random_networks(seed), {"eyebrow": (1.2, -0.4), "mouth": (0.8, 0.3)})
+    pipeline = Pipeline(random_networks(seed), {"eyebrow": (1.2, -0.4), "mouth": (0.8, 0.3)}, recentre=recentre)
     plain = pipeline.parse(images)
     seen = pipeline.parse([image[:, ::-1] for image in images])
     for image, labels, mirrored in zip(images, plain, seen, strict=True):
@@ -520,7 +557,7 @@ def test_weights_are_loaded_with_their_pairs_and_layout(saved):
     for folder in (saved, saved / "weights"):
         pipeline = load_pipeline(folder, "numpy", 1, threads=1)
         assert pipeline.pairs == {"eyebrow": (2, -1), "eye": (3, -2), "nose": (4, -3), "mouth": (5, -4)}
-        assert (pipeline.side, pipeline.average) == (300, False)
+        assert (pipeline.side, pipeline.average, pipeline.recentre) == (300, False, 0)
         np.testing.assert_array_equal(pipeline.layout, LAYOUT)
         assert (pipeline.networks["eye"](image) == expected).all()
 
@@ -537,8 +574,9 @@ def test_weights_without_pairs_or_layout_leave_the_defaults(saved, tmp_path):
 def test_weights_are_used_as_their_pairs_were_fitted(saved, tmp_path):
     folder = shutil.copytree(saved / "weights", tmp_path / "weights")
     for name in NETWORKS:
-        with_metadata(average="True")(folder / f"{name}.safetensors")
-    assert load_pipeline(folder, "numpy", 1, threads=1).average
+        with_metadata(average="True", recentre="4.5")(folder / f"{name}.safetensors")
+    pipeline = load_pipeline(folder, "numpy", 1, threads=1)
+    assert (pipeline.average, pipeline.recentre) == (True, 4.5)
 
 
 def no_weights(path):
