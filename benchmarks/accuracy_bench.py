@@ -15,11 +15,10 @@ from icnn.appearance import LUMA, through_jpeg
 from icnn.augment import Draw, warp
 from icnn.command import Signals, run
 from icnn.dataset import SPLITS, Face, SmithFolder
-from icnn.evaluate import SHIPPED
 from icnn.evaluation import Evaluation, evaluate
 from icnn.localise import part_centres
 from icnn.metrics import MEASURES, bootstrap, f_measures
-from icnn.pipeline import load_pipeline
+from icnn.pipeline import SHIPPED, load_pipeline
 from icnn.runs import write_json
 from minicnn.kernels import choose_backend
 

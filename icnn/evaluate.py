@@ -6,12 +6,10 @@ from pathlib import Path
 from icnn.command import Parser, Signals, existing_folder, positive, run
 from icnn.dataset import SPLITS, SmithFolder
 from icnn.evaluation import evaluate
-from icnn.pipeline import load_pipeline
+from icnn.pipeline import SHIPPED, load_pipeline
 from icnn.report import format_table
 from icnn.runs import write_json
 from minicnn.kernels import choose_backend
-
-SHIPPED = Path(__file__).parent / "weights"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from icnn.augment import Letterbox, normalise
+from icnn.palette import PARTS
 from icnn.parts import PATCHES, Patch
 
 #: Usual part centres (x, y) in a stage-1 square of side 1, in the order of PATCHES: for weights that bring none.
@@ -197,3 +198,32 @@ def paste_patches(
         labels[there] = np.where(wins, patch.to_ids()[label], labels[there])
         best[there] = np.where(wins, probability, best[there])
     return labels
+
+
+def joint_probabilities(
+    shape: tuple[int, int],
+    patches: Sequence[Patch],
+    origins: Sequence[tuple[int, int]],
+    probabilities: Sequence[np.ndarray],
+) -> np.ndarray:
+    """Probability of every id at every pixel, from the patches' softmax maps.
+
+    A part is as probable as its patch says, nothing outside; the background as the patch says that is surest of a
+    part. Where patches overlap all are scaled to a sum of 1. Arguments are those of `paste_patches`, whose labels are
+    the arg-max of this, but for pixels where two patches disagree.
+
+    Returns
+    -------
+    (H, W, 9) float32
+    """
+    joint = np.zeros((*shape, len(PARTS)), np.float32)
+    joint[..., 0] = 1
+    for patch, origin, p in zip(patches, origins, probabilities, strict=True):
+        if patch.mirrored:
+            p = p[:, :, ::-1]
+        here, there = _overlap(origin, patch.size, shape)
+        p = p[(slice(None), *here)]
+        joint[..., 0][there] = np.minimum(joint[..., 0][there], p[0])
+        for part, values in zip(patch.ids, p[1:], strict=True):
+            joint[..., part][there] = values
+    return joint / joint.sum(-1, keepdims=True)

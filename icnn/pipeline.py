@@ -15,6 +15,7 @@ from icnn.localise import (
     DEFAULT_LAYOUT,
     complete_centres,
     face_scale,
+    joint_probabilities,
     network_input,
     part_centres,
     paste_patches,
@@ -60,6 +61,9 @@ _MOVED = (*_STRAIGHT, View(3, 3, False), View(-3, -3, False))
 #: As many from either side of the mirror, so that a face and its mirror image are parsed alike.
 _BOTH_SIDES = (View(3, 3, False), View(-3, 3, True), View(-3, -3, False), View(3, -3, True))
 
+
+#: The weights that come with the package.
+SHIPPED = Path(__file__).parent / "weights"
 
 USUAL_SIDE = 256.0  # of the photographs of Smith et al., for weights that do not say
 #: Scales of a face that stage 2 takes as they come: augmentation covers them, and resampling costs sharpness.
@@ -209,6 +213,19 @@ class Pipeline:
                 [maps[n] for maps in p],
             )
             for n, shape in enumerate(shapes)
+        ]
+
+    def joint_probabilities(self, shape: tuple[int, int], patches: PatchLogits) -> list[np.ndarray]:
+        """Probability of every id (H, W, 9) float32 in images of one shape, modulation applied."""
+        p = [
+            probabilities(logits, self.pairs[patch.network])
+            for patch, logits in zip(PATCHES, patches.logits, strict=True)
+        ]
+        return [
+            joint_probabilities(
+                shape, PATCHES, [tuple(corners[n]) for corners in patches.origins], [maps[n] for maps in p]
+            )
+            for n in range(len(p[0]))
         ]
 
     def label(self, images: Sequence[np.ndarray], centres: np.ndarray) -> list[np.ndarray]:

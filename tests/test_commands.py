@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import icnn.__main__
 import icnn.evaluate
 import icnn.synthetic
 import icnn.train
@@ -300,3 +301,40 @@ def test_a_command_whose_reader_goes_away_ends_quietly(helen, trained):
     os.close(write)
     assert process.stderr == ""
     assert process.returncode == 1
+
+
+# ---------------------------------------------------------------- icnn COMMAND
+
+
+def entry(*arguments, **options):
+    command = [sys.executable, "-m", "icnn", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False, **options)
+
+
+def test_the_entry_point_lists_its_commands_and_knows_its_version():
+    for arguments in ((), ("--help",)):
+        process = entry(*arguments)
+        assert process.returncode == 0 and all(f"  {name} " in process.stdout for name in icnn.__main__.COMMANDS)
+    pattern = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert entry("--version").stdout == f"icnn {pattern}\n"
+
+
+def test_the_entry_point_runs_commands_and_refuses_others(tmp_path):
+    assert entry("synthetic", "--out", tmp_path / "faces", "--count", 10).returncode == 0
+    assert (tmp_path / "faces" / "exemplars.txt").is_file()
+    process = entry("synthetic", "--out", tmp_path / "faces", "--count", 10)
+    assert process.returncode == 2 and process.stderr.startswith("icnn.synthetic: ")
+    process = entry("pares")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1 and "parse" in process.stderr
+
+
+@pytest.mark.parametrize("name", icnn.__main__.COMMANDS)
+def test_every_command_has_help(name):
+    process = entry(name, "--help")
+    assert process.returncode == 0 and process.stdout.startswith("usage: ")
+
+
+def test_importing_the_package_loads_no_compiler():
+    program = "import sys, icnn; print('numba' in sys.modules or 'numpy' in sys.modules)"
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert process.stdout == "False\n"

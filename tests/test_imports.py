@@ -39,9 +39,10 @@ ORDER = [
     "icnn.modulation",
     "icnn.pipeline",
     "icnn.evaluation",
-    "icnn.charts", "icnn.report", "icnn.showcase",
+    "icnn.search", "icnn.detect", "icnn.parser",
+    "icnn.charts", "icnn.pictures", "icnn.report", "icnn.showcase",
     "icnn.runs", "icnn.training",
-    "icnn.train", "icnn.evaluate", "icnn.parse", "icnn.export", "icnn.serve",
+    "icnn.train", "icnn.evaluate", "icnn.parse", "icnn.export", "icnn.serve", "icnn.__main__",
     "icnn",
 ]
 # fmt: on

@@ -9,6 +9,7 @@ import pytest
 from icnn.charts import PAGE_CSS, Series, digits, histogram, line_chart, linear_ticks, log_ticks
 from icnn.metrics import MEASURES
 from icnn.palette import COLOURS, PARTS
+from icnn.pictures import label_picture, overlay
 from icnn.report import (
     NETWORKS,
     PAPER,
@@ -16,8 +17,6 @@ from icnn.report import (
     PatchExample,
     PipelineExample,
     format_table,
-    label_picture,
-    overlay,
     write_report,
 )
 

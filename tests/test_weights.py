@@ -5,15 +5,17 @@ import tomllib
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
 from icnn.command import Signals
 from icnn.dataset import SmithFolder, find_helen
-from icnn.evaluate import SHIPPED
 from icnn.evaluation import evaluate
+from icnn.metrics import confusion, f_measures
 from icnn.palette import MIRRORED
+from icnn.parser import FaceParser
 from icnn.parts import NETWORKS
-from icnn.pipeline import load_pipeline
+from icnn.pipeline import SHIPPED, load_pipeline
 
 
 def metadata_of(name):
@@ -71,3 +73,40 @@ def test_a_mirrored_photograph_is_parsed_as_the_mirrored_parse(faces):
     seen = pipeline.parse([np.ascontiguousarray(image[:, ::-1]) for image in images])
     different = [np.mean(other != MIRRORED[labels][:, ::-1]) for labels, other in zip(plain, seen, strict=True)]
     assert np.mean(different) <= 1e-4
+
+
+def off_centre(face):
+    """A face as large as usual at the right of a wide photograph, and its labels."""
+    photograph, labels = np.full((400, 900, 3), 90, np.uint8), np.zeros((400, 900), np.uint8)
+    photograph[100:356, 600:856], labels[100:356, 600:856] = face.image, face.labels()
+    return photograph, labels
+
+
+def test_photographs_that_nobody_framed_are_parsed_nearly_as_well(faces):
+    """Pooled over a few faces: as they are without a box, by half and twice the size, and beside the middle."""
+    parser = FaceParser(backend="numba")
+    some = faces[:8]
+
+    def score(parsed, truths):
+        pairs = zip(truths, parsed, strict=True)
+        return f_measures(sum(confusion(truth, one.labels) for truth, one in pairs))["overall_micro"]
+
+    truths = [face.labels() for face in some]
+    framed = score([parser.parse(face.image, [(57.5, 57.5, 140, 140)]) for face in some], truths)
+    assert score([parser.parse(face.image) for face in some], truths) > framed - 0.03
+    for side in (128, 512):
+        photographs = [np.asarray(Image.fromarray(face.image).resize((side, side))) for face in some]
+        grown = [np.asarray(Image.fromarray(truth).resize((side, side), 0)) for truth in truths]
+        assert score([parser.parse(one) for one in photographs], grown) > framed - 0.05
+    pytest.importorskip("cv2")
+    photographs, moved = zip(*map(off_centre, some), strict=True)
+    detected = [parser.parse(one, detect=True) for one in photographs]
+    assert sum(len(one.faces) == 1 for one in detected) >= len(some) - 2
+    seen = [n for n, one in enumerate(detected) if one.faces]
+    assert score([detected[n] for n in seen], [moved[n] for n in seen]) > framed - 0.05
+
+
+def test_pieces_without_a_face_have_none(faces):
+    parser = FaceParser(backend="numba")
+    pieces = [np.ascontiguousarray(piece) for face in faces[:10] for piece in (face.image[-70:], face.image[:70, :70])]
+    assert sum(bool(parser.parse(piece).faces) for piece in pieces) <= 2

@@ -10,8 +10,7 @@ import pytest
 import standin
 
 from icnn.dataset import SmithFolder, find_helen
-from icnn.evaluate import SHIPPED
-from icnn.pipeline import load_pipeline
+from icnn.pipeline import SHIPPED, load_pipeline
 
 COUNT = int(os.environ.get("ICNN_HOSTCUDA_FACES", 0))
 

@@ -1,0 +1,290 @@
+"""icnn.parse: does every photograph get its files, whatever lies beside it, and every mistake its line?"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from stubs import coloured_face, oracle
+
+import icnn.parse
+from icnn.command import run
+from icnn.palette import COLOURS, PARTS
+from icnn.parse import Job, chosen_parts, jobs_of
+
+ROOT = Path(__file__).parents[1]
+ENDINGS = (".json", "_labels.png", "_overlay.png")
+
+
+@pytest.fixture(autouse=True)
+def oracles(request, monkeypatch):
+    """Networks that know the coloured faces."""
+    monkeypatch.setattr("icnn.parser.load_pipeline", lambda *_: oracle())
+
+
+def call(capsys, *arguments):
+    """Run the command in this process: exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as stopped:
+        run(icnn.parse.main, "icnn.parse", ["--backend", "numpy", *map(str, arguments)])
+    output = capsys.readouterr()
+    return stopped.value.code or 0, output.out, output.err
+
+
+def photograph(path, **face):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coloured_face(**face).image).save(path, lossless=True)  # the stubs know exact colours
+    return path
+
+
+def results(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def whole(*stems):
+    return sorted(stem + ending for stem in stems for ending in ENDINGS)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_a_photograph_gets_its_labels_overlay_and_description(tmp_path, capsys):
+    source = photograph(tmp_path / "one.png")
+    assert call(capsys, source, "--out", tmp_path / "out") == (0, "", "")
+    assert results(tmp_path / "out") == whole("one")
+    with Image.open(tmp_path / "out" / "one_labels.png") as image:
+        assert image.mode == "P" and image.size == (256, 256)
+        labels = np.asarray(image)
+        assert image.convert("RGB").getpixel((133, 115)) == tuple(COLOURS[5].tolist())
+    assert set(np.unique(labels)) == set(range(9))
+    with Image.open(tmp_path / "out" / "one_overlay.png") as image:
+        assert image.mode == "RGB" and image.size == (256, 256)
+    described = json.loads((tmp_path / "out" / "one.json").read_text())
+    assert set(described) == {"image", "size", "faces"}
+    assert described["image"] == str(source) and described["size"] == [256, 256]
+    (face,) = described["faces"]
+    assert len(face["box"]) == 4 and list(face["parts"]) == list(PARTS[1:])
+    for part, one in enumerate(face["parts"].values(), 1):
+        assert set(one) == {"id", "pixels", "box", "center", "confidence"}
+        assert (one["id"], one["pixels"]) == (part, (labels == part).sum())
+        x, y, width, height = one["box"]
+        assert (labels[y : y + height, x : x + width] == part).sum() == one["pixels"]
+        assert 0 < one["confidence"] <= 1
+
+
+def test_chosen_parts_are_a_mask(tmp_path, capsys):
+    source = photograph(tmp_path / "one.png")
+    assert call(capsys, source, "--out", tmp_path, "--parts", "lips,nose")[0] == 0
+    labels = np.asarray(Image.open(tmp_path / "one_labels.png"))
+    mask = np.asarray(Image.open(tmp_path / "one_mask.png"))
+    assert (mask == 255 * np.isin(labels, (5, 6, 8))).all() and mask.any()
+
+
+def test_a_face_that_is_given_is_parsed_there(tmp_path, capsys):
+    wide = np.zeros((300, 900, 3), np.uint8)
+    wide[20:276, 600:856] = coloured_face().image
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert call(capsys, tmp_path / "wide.png", "--out", tmp_path, "--face", "665,85,130,130")[0] == 0
+    described = json.loads((tmp_path / "wide.json").read_text())
+    assert described["faces"][0]["box"] == [665, 85, 130, 130]
+    assert 700 < described["faces"][0]["parts"]["nose"]["center"][0] < 760
+
+
+def test_detection_is_what_is_asked(tmp_path, capsys, monkeypatch):
+    from icnn.framing import Box
+
+    monkeypatch.setattr("icnn.detect.detector", lambda: lambda _: [Box(133, 130, 128)])
+    source = photograph(tmp_path / "one.png")
+    assert call(capsys, source, "--out", tmp_path, "--detect")[0] == 0
+    assert len(json.loads((tmp_path / "one.json").read_text())["faces"]) == 1
+
+
+def test_no_face_is_a_line_and_an_empty_list(tmp_path, capsys):
+    Image.new("L", (30, 20)).save(tmp_path / "wall.png")
+    code, _, err = call(capsys, tmp_path / "wall.png", "--out", tmp_path)
+    assert code == 0 and err == f"icnn.parse: {tmp_path / 'wall.png'}: no face found\n"
+    assert json.loads((tmp_path / "wall.json").read_text())["faces"] == []
+    assert not np.asarray(Image.open(tmp_path / "wall_labels.png")).any()
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_folder_is_parsed_past_what_is_no_photograph(tmp_path, capsys):
+    folder = tmp_path / "in"
+    for name in ("a.png", "b.BMP", "deep/er/c with blanks.png", "日本.webp"):
+        photograph(folder / name)
+    (folder / "notes.txt").write_text("no photograph")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("hello")
+    (folder / "deep" / "half.png").write_bytes((folder / "a.png").read_bytes()[:300])
+    (folder / "deep" / "loop").symlink_to(folder)
+    (folder / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    code, _, err = call(capsys, folder, "--out", tmp_path / "out", "--batch", 2)
+    assert code == 2 and "Traceback" not in err
+    assert results(tmp_path / "out") == whole("a", "b", "deep/er/c with blanks", "日本")
+    lines = err.splitlines()
+    assert [any(str(folder / bad) in line for line in lines) for bad in ("empty.jpg", "text.jpg", "deep/half.png")]
+    assert len(lines) == 5 and lines[-1] == "icnn.parse: 4 of 8 photographs could not be parsed"
+
+
+def test_photographs_that_vanish_cost_nothing_else(tmp_path, capsys, monkeypatch):
+    for name in ("a", "b", "c"):
+        photograph(tmp_path / "in" / f"{name}.png")
+    jobs = icnn.parse.jobs_of
+
+    def then_vanishes(inputs, out):
+        found = jobs(inputs, out)
+        (tmp_path / "in" / "b.png").unlink()
+        return found
+
+    monkeypatch.setattr("icnn.parse.jobs_of", then_vanishes)
+    code, _, err = call(capsys, tmp_path / "in", "--out", tmp_path / "out")
+    assert code == 2 and "b.png: expected" in err
+    assert results(tmp_path / "out") == whole("a", "c")
+
+
+def test_results_are_not_parsed_again(tmp_path, capsys):
+    photograph(tmp_path / "one.png")
+    for _ in range(2):
+        assert call(capsys, tmp_path, "--out", tmp_path / "out", "--parts", "all")[0] == 0
+        shutil.copytree(tmp_path / "out", tmp_path / "elsewhere", dirs_exist_ok=True)
+    assert results(tmp_path / "out") == sorted([*whole("one"), "one_mask.png"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "stems"),
+    [
+        (["x/a.png", "x/b.png"], ["a", "b"]),
+        (["x", "y/c.png"], ["a", "b", "c"]),
+        (["x/a.png", "x/a.png", "x"], ["a", "b"]),
+        (["x", "z"], ["x/a", "b", "z/A"]),
+        (["y/d.jpg", "y/d.png", "y/c.png"], ["d.jpg", "d.png", "c"]),
+        (["y"], ["c", "d.jpg", "d.png"]),
+        (["."], ["x/a", "x/b", "y/c", "y/d.jpg", "y/d.png", "z/A"]),
+    ],
+)
+def test_names_that_would_meet_keep_their_folders(tmp_path, monkeypatch, inputs, stems):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x/a.png", "x/b.png", "y/c.png", "y/d.jpg", "y/d.png", "z/A.png"):
+        path = Path(name)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    jobs = jobs_of([Path(path) for path in inputs], Path("out"))
+    assert all(isinstance(job, Job) and job.source.is_file() for job in jobs)
+    found = [str(job.stem) for job in jobs]
+    assert len(set(map(str.casefold, found))) == len(found)
+    assert found == stems
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--face", "1,2,3"], "x, y, width, height"),
+        (["--face", "1,2,3,x"], "X,Y,W,H"),
+        (["--face", "900,0,50,50"], "in a photograph of 256 x 256"),
+        (["--face", "0,0,99,99", "--detect"], "both"),
+        (["--parts", "lips,chin"], "chin"),
+        (["--batch", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_are_a_line_and_write_nothing(tmp_path, capsys, arguments, words):
+    source = photograph(tmp_path / "one.png")
+    code, _, err = call(capsys, source, "--out", tmp_path / "out", *arguments)
+    assert code == 2 and err.count("\n") == 1 and words in err
+    assert not (tmp_path / "out").exists() or results(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.write_text("text"), "another kind of file"),
+        (lambda path: path.write_bytes(b""), "an empty file"),
+        (lambda path: path.mkdir(), "expected photographs"),
+    ],
+)
+def test_an_input_that_is_none_is_a_line(tmp_path, capsys, make, words):
+    path = tmp_path / "one.jpg"
+    make(path)
+    code, _, err = call(capsys, path, "--out", tmp_path / "out")
+    assert code == 2 and err.count("\n") == 1 and words in err
+
+
+def test_a_photograph_beyond_the_limit_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
+    code, _, err = call(capsys, photograph(tmp_path / "one.png"), "--out", tmp_path / "out")
+    assert code == 2 and "at most 10000 pixels" in err
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_photographs_of_any_mode_are_parsed(tmp_path, capsys, mode):
+    image = Image.fromarray(coloured_face().image)
+    image = (
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+        if mode == "I;16"
+        else image.convert(mode)
+    )
+    path = tmp_path / ("one.tif" if mode == "CMYK" else "one.png")
+    image.save(path)
+    assert call(capsys, path, "--out", tmp_path / "out")[0] == 0
+    assert results(tmp_path / "out") == whole("one")
+
+
+def test_a_folder_that_cannot_be_made_is_a_line(tmp_path, capsys):
+    source = photograph(tmp_path / "one.png")
+    (tmp_path / "file").touch()
+    code, _, err = call(capsys, source, "--out", tmp_path / "file" / "out")
+    assert code == 2 and err.count("\n") == 1 and "try another --out" in err
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, capsys, monkeypatch):
+    for name in ("a", "b"):
+        photograph(tmp_path / "in" / f"{name}.png")
+
+    def full(image, path, *_, **__):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, _, err = call(capsys, tmp_path / "in", "--out", tmp_path / "out")
+    assert code == 2 and err.count("\n") == 1 and "No space left on device" in err
+    assert results(tmp_path / "out") == []
+
+
+def test_parts_and_groups():
+    assert chosen_parts("lips, eyes") == (2, 4, 6, 8)
+    assert chosen_parts("left_eyebrow") == (1,)
+    assert chosen_parts("all") == tuple(range(1, 9))
+
+
+# ---------------------------------------------------------------- as a user starts it
+
+
+def test_the_command_with_the_shipped_weights(tmp_path):
+    """In a process of its own, on a synthetic face, which the weights have never seen."""
+    from icnn.synthetic import synthetic_faces
+
+    face = synthetic_faces(3, 0, "testing")[2]
+    Image.fromarray(np.ascontiguousarray(face.image)).save(tmp_path / "one.png")
+
+    def parse(*arguments):
+        command = [sys.executable, "-m", "icnn.parse", str(tmp_path / "one.png"), *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+
+    process = parse("--out", tmp_path, "--face", "58,58,140,140")
+    assert process.returncode == 0, process.stderr
+    assert len(json.loads((tmp_path / "one.json").read_text())["faces"]) == 1
+    process = parse("--weights", tmp_path / "nowhere")
+    assert process.returncode == 2 and process.stderr.count("\n") == 1
+    assert not (tmp_path / "parsed").exists()
