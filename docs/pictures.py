@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from icnn.pictures import overlay
 from icnn.pipeline import load_pipeline
-from icnn.report import overlay
 from icnn.synthetic import synthetic_faces
 
 COLUMNS = 7

@@ -18,10 +18,11 @@ from PIL import Image
 #: Style of the whole page, light and dark.
 PAGE_CSS = """\
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1d1f23; --muted: #64686f; --grid: #e3e4e6;
-  --first: #2a78d6; --second: #d0601a; --gap: .28rem }
+  --first: #2a78d6; --second: #d0601a; --third: #2f8f4e; --fourth: #9a4fc0; --fifth: #b8901a; --sixth: #c2436f;
+  --gap: .28rem }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #17191c; --ink: #e6e7e9; --muted: #9a9fa7; --grid: #34373c;
-    --first: #64a6f4; --second: #f0924f }
+    --first: #64a6f4; --second: #f0924f; --third: #66c486; --fourth: #c793e6; --fifth: #e0bd5a; --sixth: #ee86a8 }
 }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
@@ -70,8 +71,9 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; border: 1px solid v
 .chart .grid { stroke: var(--grid) }
 .chart .axis { stroke: var(--muted) }
 .chart .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round }
-.chart .s0 { stroke: var(--first) } .chart .s1 { stroke: var(--second) }
-.chart .dot { stroke: none } .chart .dot.s0 { fill: var(--first) } .chart .dot.s1 { fill: var(--second) }
+.s0 { color: var(--first) } .s1 { color: var(--second) } .s2 { color: var(--third) } .s3 { color: var(--fourth) }
+.s4 { color: var(--fifth) } .s5 { color: var(--sixth) } .legend .key { background: currentColor; border: 0 }
+.chart .line { stroke: currentColor } .chart .dot { fill: currentColor }
 .chart .bar { fill: var(--first); fill-opacity: .55 }
 .chart .mark { stroke: var(--ink); stroke-dasharray: 3 3 }
 """
@@ -82,6 +84,9 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 350, 26, 180
 
 #: A line has no more points than this; more are averaged in groups, which also calms a noisy loss.
 POINTS = 300
+
+#: How many lines of one chart can be told apart.
+COLOURS = 6
 
 #: Longest side of a picture on the page, pixels; a larger photograph is scaled down to it.
 LONGEST = 512
@@ -97,7 +102,8 @@ class Series:
         For the legend.
     points : sequence of (x, y)
         In the order of x; where y is None or not finite there is no point.
-    colour : {0, 1}
+    colour : int
+        0 to COLOURS - 1.
     """
 
     name: str
@@ -156,8 +162,8 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
     return ticks if len(ticks) > 1 else linear_ticks(low, high, most)
 
 
-def line_chart(title: str, series: Sequence[Series], log: bool = False) -> str:
-    """Draw up to two lines over steps.
+def line_chart(title: str, series: Sequence[Series], log: bool = False, legend: bool = True) -> str:
+    """Draw lines over steps.
 
     Parameters
     ----------
@@ -166,6 +172,8 @@ def line_chart(title: str, series: Sequence[Series], log: bool = False) -> str:
     series : sequence of Series
     log : bool
         Logarithmic y; points that are not positive are left out.
+    legend : bool
+        Name the lines, if there are several; there is room for two.
 
     Returns
     -------
@@ -188,7 +196,7 @@ def line_chart(title: str, series: Sequence[Series], log: bool = False) -> str:
     body = [_frame(x, y, ticks, "step")]
     for i, (line, points) in enumerate(lines):
         body.append(_line(x, y, points, line.colour))
-        if len(series) > 1:
+        if legend and len(series) > 1:
             body.append(_legend(line, len(lines) - 1 - i))
     return _svg(title, f"{title} over steps", body)
 

@@ -224,9 +224,18 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def config_text(config: Config) -> str:
     """The TOML that `save_config` writes."""
+    return tomli_w.dumps(_tree(config))
+
+
+def flat(config: Config) -> dict[str, str]:
+    """Dotted name -> value as text, of every setting, those of single networks included."""
+    return {key: str(list(value) if isinstance(value, tuple) else value) for key, value in _flatten(_tree(config))}
+
+
+def _tree(config: Config) -> dict[str, Any]:
     tree = asdict(config)
     tree.update(tree.pop("only"))
-    return tomli_w.dumps(tree)
+    return tree
 
 
 def _flatten(tree: dict, prefix: str = ""):

@@ -6,8 +6,8 @@ from pathlib import Path
 from icnn.command import Parser, Signals, existing_folder, positive, run
 from icnn.dataset import SPLITS, SmithFolder
 from icnn.evaluation import evaluate
+from icnn.page import format_table
 from icnn.pipeline import SHIPPED, load_pipeline
-from icnn.report import format_table
 from icnn.runs import write_json
 from minicnn.kernels import choose_backend
 

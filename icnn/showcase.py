@@ -7,9 +7,9 @@ import numpy as np
 from icnn.augment import Letterbox, warp
 from icnn.dataset import Face
 from icnn.localise import cut_patch
+from icnn.page import Example, PatchExample, PipelineExample
 from icnn.parts import NETWORKS, PATCHES
 from icnn.pipeline import Pipeline
-from icnn.report import Example, PatchExample, PipelineExample
 
 
 def _ranked(per_image: Sequence[float | None]) -> list[int]:

@@ -16,9 +16,9 @@ from icnn.dataset import Face, SmithFolder
 from icnn.evaluation import Evaluation, evaluate, fit_pairs
 from icnn.metrics import confusion, f_measures
 from icnn.modulation import PLAIN, Fit
+from icnn.page import format_table, write_report
 from icnn.parts import NETWORKS
 from icnn.pipeline import Pipeline, load_pipeline
-from icnn.report import format_table, write_report
 from icnn.runs import Run, write_json
 from icnn.showcase import pipeline_example, result_examples
 from icnn.synthetic import synthetic_faces

@@ -40,9 +40,9 @@ ORDER = [
     "icnn.pipeline",
     "icnn.evaluation",
     "icnn.search", "icnn.detect", "icnn.parser",
-    "icnn.charts", "icnn.pictures", "icnn.report", "icnn.showcase",
+    "icnn.charts", "icnn.pictures", "icnn.page", "icnn.showcase",
     "icnn.runs", "icnn.training",
-    "icnn.train", "icnn.evaluate", "icnn.parse", "icnn.export", "icnn.serve", "icnn.__main__",
+    "icnn.train", "icnn.evaluate", "icnn.report", "icnn.parse", "icnn.export", "icnn.serve", "icnn.__main__",
     "icnn",
 ]
 # fmt: on
