@@ -9,6 +9,7 @@ COMMANDS = {
     "parse": "label the faces of photographs and folders",
     "evaluate": "score weights on faces with labels",
     "train": "train the five networks, on your own data or on synthetic faces",
+    "serve": "a page on this computer to parse photographs on",
     "report": "compare runs",
     "export": "write a network as ONNX",
     "convert": "turn other data sets into a folder to train on",

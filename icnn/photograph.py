@@ -4,6 +4,7 @@
 with the same tools.
 """
 
+import io
 import os
 import threading
 import warnings
@@ -50,6 +51,38 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         return to_rgb(decode(Path(path))[0], Path(path))
 
 
+#: What `photograph_of` reads: pictures that cameras and browsers make, none of which Pillow hands to another program.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+def photograph_of(data: bytes, name: str, most_pixels: int) -> np.ndarray:
+    """Read a photograph from a file's bytes, as `read_image` does; the size is looked at before it is decoded.
+
+    Parameters
+    ----------
+    data : bytes
+        A file in one of `FORMATS`.
+    name : str
+        For errors.
+    most_pixels : int
+
+    Returns
+    -------
+    (H, W, 3) uint8
+
+    Raises
+    ------
+    InputError
+        If the bytes are no such image, are damaged, or have more pixels.
+    """
+    if not data:
+        raise mistake(name, _EXPECTED, "an empty file", "copy or download it again")
+    Image.init()  # all of Pillow's formats: which of ours it was built with
+    formats = tuple(name for name in FORMATS if name in Image.OPEN)
+    with quiet():
+        return to_rgb(_decoded(io.BytesIO(data), Path(name), formats, most_pixels)[0], Path(name))
+
+
 _FILTERS = threading.RLock()
 
 
@@ -68,22 +101,36 @@ def quiet() -> Iterator[None]:
 
 def decode(path: Path) -> tuple[Image.Image, bool]:
     """Decode a file, upright; and whether its EXIF orientation had to be undone. Call within `quiet`."""
-    expected = "an image such as JPEG or PNG"
     if not there(path, Path.is_file):  # a pipe would block for ever
         got = "a directory" if there(path, Path.is_dir) else "no such file"
-        raise mistake(path, expected, got, "check the path and its permissions")
+        raise mistake(path, _EXPECTED, got, "check the path and its permissions")
     if path.stat().st_size == 0:
-        raise mistake(path, expected, "an empty file", "copy or download it again")
+        raise mistake(path, _EXPECTED, "an empty file", "copy or download it again")
+    return _decoded(path, path)
+
+
+_EXPECTED = "an image such as JPEG or PNG"
+
+
+def _decoded(
+    file: Path | io.BytesIO, path: Path, formats: tuple[str, ...] | None = None, most_pixels: int | None = None
+) -> tuple[Image.Image, bool]:
     try:
-        with Image.open(path) as image:
+        with Image.open(file, formats=formats) as image:
+            width, height = image.size
+            if most_pixels is not None and width * height > most_pixels:
+                got = f"one of {width} x {height}"
+                raise mistake(path, f"an image of at most {most_pixels} pixels", got, "scale it down first")
             image.load()
             try:
                 turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
             except Exception:  # damaged EXIF: the pixels are whole, so show them as they are stored
                 turn = None
             return (image.copy(), False) if turn is None else (image.transpose(turn), True)
+    except InputError:
+        raise
     except UnidentifiedImageError as error:
-        raise mistake(path, expected, "another kind of file", "convert it to PNG or JPEG") from error
+        raise mistake(path, _EXPECTED, "another kind of file", "convert it to PNG or JPEG") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"an image of at most {Image.MAX_IMAGE_PIXELS} pixels"
         raise mistake(path, limit, f"a larger one ({error})", "scale it down first") from error
@@ -91,7 +138,7 @@ def decode(path: Path) -> tuple[Image.Image, bool]:
         raise mistake(path, "a readable file", str(error), "check its permissions") from error
     except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
         got = f"one that cannot be decoded ({type(error).__name__}: {error})"
-        raise mistake(path, expected, got, "copy or download it again, or convert it") from error
+        raise mistake(path, _EXPECTED, got, "copy or download it again, or convert it") from error
 
 
 def to_rgb(image: Image.Image, path: Path) -> np.ndarray:

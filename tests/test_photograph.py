@@ -181,7 +181,7 @@ def test_decompression_bomb(tmp_path, side):
 def test_unreadable(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.fromarray(photograph()))
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Image, "open", refuse)
