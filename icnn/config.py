@@ -84,7 +84,7 @@ class Evaluate:
 
     split: str = "tuning"
     batch: int = 32
-    average: bool = False  # parse by several looks at each patch, and at the face and its mirror image
+    average: bool = False  # parse by three looks at each patch, moved by some pixels
     recentre: float = 0.0  # pixels from a patch's middle beyond which a part's patch is cut once more; 0: never
 
 

@@ -19,14 +19,11 @@ class Network:
         Side of its square input, pixels.
     measures : tuple of str
         The F-measures (`icnn.metrics`) of its parts.
-    symmetric : bool
-        Whether what it sees may as well be seen in a mirror.
     """
 
     ids: tuple[int, ...]
     size: int
     measures: tuple[str, ...]
-    symmetric: bool = False
 
     @property
     def labels(self) -> int:
@@ -35,13 +32,11 @@ class Network:
 
 
 NETWORKS = {
-    "stage1": Network(
-        tuple(range(1, 9)), 64, ("eyebrow", "eye", "nose", "upper_lip", "inner_mouth", "lower_lip"), symmetric=True
-    ),
+    "stage1": Network(tuple(range(1, 9)), 64, ("eyebrow", "eye", "nose", "upper_lip", "inner_mouth", "lower_lip")),
     "eyebrow": Network((1,), 64, ("eyebrow",)),
     "eye": Network((2,), 64, ("eye",)),
-    "nose": Network((5,), 64, ("nose",), symmetric=True),
-    "mouth": Network((6, 7, 8), 80, ("upper_lip", "inner_mouth", "lower_lip"), symmetric=True),
+    "nose": Network((5,), 64, ("nose",)),
+    "mouth": Network((6, 7, 8), 80, ("upper_lip", "inner_mouth", "lower_lip")),
 }  # fmt: skip
 
 STAGE2 = tuple(name for name in NETWORKS if name != "stage1")

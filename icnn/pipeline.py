@@ -23,7 +23,6 @@ from icnn.localise import (
 )
 from icnn.modulation import PLAIN, Pair, probabilities
 from icnn.network import PRESETS, icnn_graph
-from icnn.palette import MIRRORED
 from icnn.parts import NETWORKS, PATCHES, STAGE2, Patch
 from minicnn import Plan
 from minicnn.checkpoint import CheckpointError, load_tensors
@@ -47,19 +46,9 @@ class PatchLogits(NamedTuple):
     logits: list[np.ndarray]
 
 
-class View(NamedTuple):
-    """One look at a patch: moved by whole pixels as the network sees it, and mirrored or not."""
-
-    x: int
-    y: int
-    mirrored: bool
-
-
-_STRAIGHT = (View(0, 0, False),)
-#: Looks that fall differently on the pixels of the network's coarser rows, which are up to 8 pixels wide.
-_MOVED = (*_STRAIGHT, View(3, 3, False), View(-3, -3, False))
-#: As many from either side of the mirror, so that a face and its mirror image are parsed alike.
-_BOTH_SIDES = (View(3, 3, False), View(-3, 3, True), View(-3, -3, False), View(3, -3, True))
+#: Pixels, x and y, by which the looks at a patch are moved if several are averaged: they fall differently on the pixels
+#: of the network's coarser rows, which are up to 8 pixels wide, and are as many on either side of a mirror.
+_LOOKS = (0, -3), (3, 2), (-3, 2)
 
 
 #: The weights that come with the package.
@@ -69,13 +58,6 @@ USUAL_SIDE = 256.0  # of the photographs of Smith et al., for weights that do no
 #: Scales of a face that stage 2 takes as they come: augmentation covers them, and resampling costs sharpness.
 _ABOUT = 0.75, 1.33
 _LARGEST = 2048  # pixels that a photograph's larger side grows to at most
-
-
-def views_of(network: str, average: bool) -> tuple[View, ...]:
-    """The looks at a patch whose logits are averaged."""
-    if not average:
-        return _STRAIGHT
-    return _BOTH_SIDES if NETWORKS[network].symmetric else _MOVED
 
 
 class Pipeline:
@@ -92,7 +74,7 @@ class Pipeline:
     side : float
         Larger side of the photographs that the networks were trained on, pixels: with `layout`, the size of a face.
     average : bool
-        Average the logits of several looks at each patch (`views_of`), and of the whole face and its mirror image.
+        Average the logits of several looks at each patch, moved by some pixels; stage 2 then takes three times as long.
     recentre : float
         Cut a patch once more where its part turns out to lie farther than so many pixels, along an axis, from its
         middle; 0: never.
@@ -125,9 +107,6 @@ class Pipeline:
             insides.append(inside)
         squares = np.stack(inputs)
         logits = self.networks["stage1"](squares)
-        if self.average:
-            mirrored = self.networks["stage1"](np.ascontiguousarray(squares[..., ::-1]))
-            logits = (logits + mirrored[:, MIRRORED, :, ::-1]) / 2
         labels = np.where(np.stack(insides), logits.argmax(1), 0).astype(np.uint8)
         square = np.stack([part_centres(label) for label in labels])
         usual = self.layout * size - 0.5
@@ -175,25 +154,22 @@ class Pipeline:
         self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch
     ) -> np.ndarray:
         """Logits (n, L, S, S) of one patch of every image, by one look or the average of several."""
-        looks = [self._look(images, corners, patch, view) for view in views_of(patch.network, self.average)]
-        return looks[0] if len(looks) == 1 else np.nanmean(looks, axis=0)
+        if not self.average:
+            return self._look(images, corners, patch)
+        looks = []
+        for x, y in _LOOKS:
+            right = -x if patch.mirrored else x
+            seen = self._look(images, [(left + right, top + y) for left, top in corners], patch)
+            placed = np.full_like(seen, np.nan)  # what a look does not see
+            (rows, from_rows), (columns, from_columns) = (_moved(by, patch.size) for by in (y, x))
+            placed[..., rows, columns] = seen[..., from_rows, from_columns]
+            looks.append(placed)
+        return np.nanmean(looks, axis=0)
 
-    def _look(
-        self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch, view: View
-    ) -> np.ndarray:
-        """Logits (n, L, S, S) of one patch of every image by one view, where they belong; NaN where it sees nothing."""
-        right = -view.x if patch.mirrored else view.x
-        places = [(x + right, y + view.y) for x, y in corners]
-        pairs = zip(images, places, strict=True)
-        inputs = np.stack([network_input(image, place, patch) for image, place in pairs])
-        step = -1 if view.mirrored else 1
-        seen = self.networks[patch.network](np.ascontiguousarray(inputs[..., ::step]))[..., ::step]
-        if view.x == view.y == 0:
-            return seen
-        placed = np.full_like(seen, np.nan)
-        (rows, from_rows), (columns, from_columns) = (_moved(by, patch.size) for by in (view.y, view.x))
-        placed[..., rows, columns] = seen[..., from_rows, from_columns]
-        return placed
+    def _look(self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch) -> np.ndarray:
+        """Logits (n, L, S, S) of one patch of every image."""
+        pairs = zip(images, corners, strict=True)
+        return self.networks[patch.network](np.stack([network_input(image, corner, patch) for image, corner in pairs]))
 
     def labels_of_patch(self, patch: Patch, logits: np.ndarray) -> np.ndarray:
         """Ids (n, S, S) uint8 of one patch as its network sees it, mirrored for right sides; modulation applied."""

@@ -305,8 +305,8 @@ BUGS = [
     Bug(
         "looks at a mirrored patch move the wrong way",
         "icnn/pipeline.py",
-        "right = -view.x if patch.mirrored else view.x",
-        "right = view.x",
+        "right = -x if patch.mirrored else x",
+        "right = x",
         "test_pipeline.py::test_averaged_logits_are_the_mean_of_the_looks_that_have_a_pixel",
     ),
     Bug(

@@ -64,15 +64,15 @@ def test_backends_label_alike(faces):
     assert np.mean(np.stack(numpy) != np.stack(numba)) <= 1e-4
 
 
-def test_a_mirrored_photograph_is_parsed_as_the_mirrored_parse(faces):
-    """All but exactly: sums are rounded in another order."""
+def test_a_mirrored_photograph_is_parsed_nearly_as_the_mirrored_parse(faces):
+    """Left stays left as seen; annotators do not draw both sides alike, so neither do the networks."""
     pipeline = load_pipeline(SHIPPED, "numba", 8)
-    pipeline.average = True
     images = [face.image for face in faces[:8]]
     plain = pipeline.parse(images)
     seen = pipeline.parse([np.ascontiguousarray(image[:, ::-1]) for image in images])
-    different = [np.mean(other != MIRRORED[labels][:, ::-1]) for labels, other in zip(plain, seen, strict=True)]
-    assert np.mean(different) <= 1e-4
+    pairs = zip(plain, seen, strict=True)
+    alike = f_measures(sum(confusion(MIRRORED[labels][:, ::-1], other) for labels, other in pairs))
+    assert alike["overall_micro"] > 0.9 and min(alike.values()) > 0.75
 
 
 def off_centre(face):
