@@ -18,8 +18,8 @@ from icnn.pipeline import SHIPPED, load_pipeline
 from icnn.search import SQUARE, agreement, centred_boxes, cut_square, moved_box, overlap, without_twins
 from minicnn.kernels import choose_backend
 
-#: A face whose stages agree less is none. Of the 130 tuning photographs of the project, searched for a face, one has
-#: less than .6, .56; of 430 pieces of them without a face, and of noise, nineteen in twenty have less than .55, all .66.
+#: A face whose stages agree less is none. Of the project's 130 tuning photographs the least has .56, 98 % have .60; of
+#: 430 pieces of them without a face, and of noise, 95 % have less than .554 and the most has .65.
 LEAST_AGREEMENT = 0.55
 _ROUNDS = 2  # of moving a proposed box onto what is found in it
 _STRIP = 1 << 20  # pixels that are labelled at once: 9 maps of 4 bytes each
