@@ -164,6 +164,14 @@ def network_input(image: np.ndarray, origin: tuple[int, int], patch: Patch) -> n
     return normalise(*cut_patch(image, origin, patch))
 
 
+def _placed(p: np.ndarray, patch: Patch, origin: tuple[int, int], shape: tuple[int, int]) -> tuple[np.ndarray, tuple]:
+    """A patch's maps (L, S, S), turned back if it was mirrored, as far as they lie in an image; and where there."""
+    if patch.mirrored:
+        p = p[:, :, ::-1]
+    here, there = _overlap(origin, patch.size, shape)
+    return p[(slice(None), *here)], there
+
+
 def paste_patches(
     shape: tuple[int, int],
     patches: Sequence[Patch],
@@ -188,10 +196,7 @@ def paste_patches(
     labels = np.zeros(shape, np.uint8)
     best = np.zeros(shape, np.float32)
     for patch, origin, p in sorted(zip(patches, origins, probabilities, strict=True), key=lambda item: item[0].ids):
-        if patch.mirrored:
-            p = p[:, :, ::-1]
-        here, there = _overlap(origin, patch.size, shape)
-        p = p[(slice(None), *here)]
+        p, there = _placed(p, patch, origin, shape)
         label = p.argmax(0)
         probability = np.take_along_axis(p, label[None], 0)[0].astype(np.float32)
         wins = (label > 0) & (probability > best[there])
@@ -219,10 +224,7 @@ def joint_probabilities(
     joint = np.zeros((*shape, len(PARTS)), np.float32)
     joint[..., 0] = 1
     for patch, origin, p in zip(patches, origins, probabilities, strict=True):
-        if patch.mirrored:
-            p = p[:, :, ::-1]
-        here, there = _overlap(origin, patch.size, shape)
-        p = p[(slice(None), *here)]
+        p, there = _placed(p, patch, origin, shape)
         joint[..., 0][there] = np.minimum(joint[..., 0][there], p[0])
         for part, values in zip(patch.ids, p[1:], strict=True):
             joint[..., part][there] = values

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,32 +177,22 @@ class Pipeline:
 
     def paste(self, shapes: Sequence[tuple[int, int]], patches: PatchLogits) -> list[np.ndarray]:
         """Full label maps (H, W) uint8 of ids from `label_patches`, modulation applied."""
-        p = [
-            probabilities(logits, self.pairs[patch.network])
-            for patch, logits in zip(PATCHES, patches.logits, strict=True)
-        ]
         return [
-            paste_patches(
-                shape,
-                PATCHES,
-                [tuple(corners[n]) for corners in patches.origins],
-                [maps[n] for maps in p],
-            )
-            for n, shape in enumerate(shapes)
+            paste_patches(shape, PATCHES, *placed) for shape, placed in zip(shapes, self._placed(patches), strict=True)
         ]
 
     def joint_probabilities(self, shape: tuple[int, int], patches: PatchLogits) -> list[np.ndarray]:
         """Probability of every id (H, W, 9) float32 in images of one shape, modulation applied."""
+        return [joint_probabilities(shape, PATCHES, *placed) for placed in self._placed(patches)]
+
+    def _placed(self, patches: PatchLogits) -> Iterator[tuple[list[tuple[int, int]], list[np.ndarray]]]:
+        """Corners and softmax maps of the six patches, image by image."""
         p = [
             probabilities(logits, self.pairs[patch.network])
             for patch, logits in zip(PATCHES, patches.logits, strict=True)
         ]
-        return [
-            joint_probabilities(
-                shape, PATCHES, [tuple(corners[n]) for corners in patches.origins], [maps[n] for maps in p]
-            )
-            for n in range(len(p[0]))
-        ]
+        for n in range(len(p[0])):
+            yield [tuple(corners[n]) for corners in patches.origins], [maps[n] for maps in p]
 
     def label(self, images: Sequence[np.ndarray], centres: np.ndarray) -> list[np.ndarray]:
         """Label maps (H, W) uint8 of ids from part centres (n, 6, 2), by stage 2 at the scale of the training data.

@@ -214,8 +214,8 @@ BUGS = [
     Bug(
         "maps of right sides pasted without turning them back",
         LOCALISE,
-        "            p = p[:, :, ::-1]\n",
-        "            pass\n",
+        "        p = p[:, :, ::-1]\n",
+        "        pass\n",
         "test_geometry.py::test_pasting_undoes_cutting",
     ),
     Bug(

@@ -433,10 +433,10 @@ def test_decompression_bomb_in_a_worker(folder, monkeypatch):
 def test_warnings_of_pillow_stay_inside(folder, monkeypatch):
     load, calls = Image.open, []
 
-    def noisy(path):
+    def noisy(path, **options):
         calls.append(path)
         warnings.warn("damaged tag", UserWarning, stacklevel=1)
-        return load(path)
+        return load(path, **options)
 
     monkeypatch.setattr(Image, "open", noisy)
     filters = list(warnings.filters)
