@@ -25,11 +25,12 @@ from contenders import (
 )
 from gpu_model import DEVICES, LAUNCH
 from machine_code import ToolMissing
-from measure import Peak, cores, find_torch, format_table, machine, result_file, thread_counts
+from measure import Peak, cores, find_torch, machine, result_file, thread_counts
 from model_table import NOTE, format_model, format_steps, model_rows
 
 from icnn.command import Parser, positive, progress, run
 from icnn.errors import InputError
+from icnn.report import text_table
 from minicnn.checkpoint import atomic_path
 from minicnn.kernels import choose_backend, get_backend
 
@@ -150,7 +151,7 @@ def format_rows(rows: Iterable[dict]) -> str:
         name = row["layer"], row["direction"], row["backend"], str(row["threads"])
         figures = f"{row['ms']:.2f}", f"{row['gflops']:.0f}", f"{row['share_of_peak']:.0%}"
         lines.append((*name, *figures, torch_text(row, "torch_default"), torch_text(row, "torch_channels_last")))
-    return format_table(lines, 3)
+    return text_table(lines, 3)
 
 
 def format_worst(rows: Iterable[dict]) -> str:

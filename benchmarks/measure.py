@@ -1,4 +1,4 @@
-"""What the benchmarks share: this CPU's peak of fused multiply-adds, what machine it is, options and tables."""
+"""What the benchmarks share: this CPU's peak of fused multiply-adds, what machine it is, options."""
 
 import importlib
 import os
@@ -6,7 +6,6 @@ import platform
 import sys
 import time
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -144,7 +143,7 @@ def step_flops(graph: Graph, batch: int) -> float:
     return total
 
 
-# ---- options and tables
+# ---- options
 
 
 def result_file(text: str) -> Path:
@@ -167,15 +166,3 @@ def thread_counts(text: str) -> list[int]:
 def counts_of(text: str) -> list[int]:
     """Argument type: whole numbers of at least 1, with commas."""
     return sorted({positive(part) for part in text.split(",")})
-
-
-def format_table(lines: Sequence[Sequence[str]], left: int) -> str:
-    """Columns as wide as their widest cell; the first `left` of them begin at the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )

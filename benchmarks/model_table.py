@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable, Sequence
 
 from gpu_model import DEVICES, Geometry, Programs, tile_of
-from measure import format_table
 
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
+from icnn.report import text_table
 from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 from minicnn.plan import Plan
@@ -64,7 +64,7 @@ def format_model(rows: Iterable[dict]) -> str:
         work = f"{row['flop'] / 1e6:.0f}", f"{row['bytes'] / 1e6:.2f}", str(row["launches"])
         speed = f"{row['ms']:.4f}", f"{row['gflops']:.0f}", f"{row['share_of_peak']:.0%}", row["bound"]
         lines.append((row["layer"], row["direction"], row["kernel"], *map(str, sizes), *shares, *work, *speed))
-    return format_table(lines, 3)
+    return text_table(lines, 3)
 
 
 def step_launches(labels: int, size: int) -> int:

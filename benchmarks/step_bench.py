@@ -19,7 +19,7 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
-from measure import Peak, cores, counts_of, find_torch, format_table, machine, result_file, step_flops, thread_counts
+from measure import Peak, cores, counts_of, find_torch, machine, result_file, step_flops, thread_counts
 
 from icnn.batches import Batches, samples_of
 from icnn.command import Parser, existing_folder, progress, run
@@ -27,6 +27,7 @@ from icnn.config import load_config
 from icnn.dataset import SmithFolder
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
+from icnn.report import text_table
 from icnn.synthetic import synthetic_faces
 from minicnn import SGD, Plan
 from minicnn.checkpoint import atomic_path
@@ -257,7 +258,7 @@ def format_rows(rows: Sequence[dict]) -> str:
                 number(row["ratio_channels_last"], ".2f"),
             )
         )
-    return format_table(lines, 0)
+    return text_table(lines, 0)
 
 
 def step_goals(rows: Sequence[dict]) -> list[Goal]:
@@ -319,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         goals.append(Goal("first step of a process, kernels compiled", cached, 1.5, 0.7, " s", at_most=True))
         goals.append(Goal("resident memory at batch 10", resident, 600, 350, " MiB", at_most=True))
     if goals:
-        print(format_table([("", "measured", "least", "aim", "reached"), *(goal.line() for goal in goals)], 1))
+        print(text_table([("", "measured", "least", "aim", "reached"), *(goal.line() for goal in goals)], 1))
     if options.json:
         gflops = median(peak.gflops(max(options.threads)) for _ in range(5))
         with atomic_path(options.json) as path:

@@ -42,6 +42,22 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
 
+    def add_backend(self) -> None:
+        """Add ``--backend NAME``."""
+        self.add_argument(
+            "--backend", default="auto", help="auto, numpy, numba, cupy or cublas (default: auto, the fastest)"
+        )
+
+    def add_weights(self, shipped: Path) -> None:
+        """Add ``--weights DIR``."""
+        self.add_argument(
+            "--weights",
+            type=Path,
+            default=shipped,
+            metavar="DIR",
+            help="RUN or RUN/weights (default: the shipped ones)",
+        )
+
     def add_threads(self) -> None:
         """Add ``--threads N``."""
         self.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")

@@ -26,18 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="faces in the layout of Smith et al.",
     )
-    parser.add_argument(
-        "--weights",
-        type=Path,
-        default=SHIPPED,
-        metavar="DIR",
-        help="RUN or RUN/weights (default: the shipped ones)",
-    )
+    parser.add_weights(SHIPPED)
     parser.add_argument("--split", choices=SPLITS, default="testing", help="default: testing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
-    parser.add_argument(
-        "--backend", default="auto", help="auto, numpy, numba, cupy or cublas (default: auto, the fastest)"
-    )
+    parser.add_backend()
     parser.add_argument("--batch", type=positive, default=32, metavar="N", help="faces at a time (default: 32)")
     parser.add_threads()
     options = parser.parse_args(argv)

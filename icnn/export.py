@@ -13,7 +13,7 @@ from icnn.modulation import PLAIN, Pair
 from icnn.network import icnn_graph
 from icnn.palette import PARTS
 from icnn.parts import NETWORKS
-from icnn.pipeline import SHIPPED, load_pipeline
+from icnn.pipeline import SHIPPED, load_pipeline, weights_folder
 from minicnn import Graph
 from minicnn.checkpoint import atomic_path, load_tensors
 from minicnn.graph import Node
@@ -33,9 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="file to write")
     parser.add_argument("--network", choices=NETWORKS, required=True, help="which of the five")
-    parser.add_argument(
-        "--weights", type=Path, default=SHIPPED, metavar="DIR", help="RUN or RUN/weights (default: the shipped ones)"
-    )
+    parser.add_weights(SHIPPED)
     options = parser.parse_args(argv)
     if not options.onnx.parent.is_dir():
         parser.error(f"argument --onnx: expected a file in a folder that exists, got {options.onnx}")
@@ -64,8 +62,7 @@ def model_of(weights: Path, name: str) -> Any:
         If the weights are missing or damaged, or the package onnx is.
     """
     load_pipeline(weights, "numpy", 1)  # refuses what cannot be used, and says why
-    folder = weights / "weights" if (weights / "weights").is_dir() else weights
-    tensors, metadata = load_tensors(folder / f"{name}.safetensors")
+    tensors, metadata = load_tensors(weights_folder(weights) / f"{name}.safetensors")
     network = NETWORKS[name]
     graph = icnn_graph(network.labels, network.size, metadata["preset"])
     pair = float(metadata.get("beta", 1)), float(metadata.get("beta0", 0))

@@ -59,6 +59,12 @@ def region_counts(matrix: np.ndarray, ids: tuple[int, ...]) -> np.ndarray:
     return np.array([tp, matrix[:, index].sum() - tp, matrix[index].sum() - tp])
 
 
+def mean_f(matrix: np.ndarray) -> float:
+    """Mean F of the labels above 0 of a confusion matrix; those that neither side has do not count, 0 without any."""
+    scores = [f_of_counts(*region_counts(matrix, (label,))) for label in range(1, len(matrix))]
+    return float(np.mean([f for f in scores if f is not None] or [0.0]))
+
+
 def f_measures(matrix: np.ndarray) -> dict[str, float | None]:
     """The columns of the table from a (9, 9) confusion matrix of ids.
 

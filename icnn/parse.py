@@ -17,10 +17,10 @@ from PIL import Image
 from icnn.command import Parser, Signals, compilation_announced, positive, progress, run
 from icnn.errors import InputError
 from icnn.framing import Box
-from icnn.palette import COLOURS, PARTS
-from icnn.parser import Detect, FaceParser, Parsed, box_of
+from icnn.palette import PARTS
+from icnn.parser import Detect, FaceParser, Parsed, box_of, numbers_of
 from icnn.photograph import read_image
-from icnn.pictures import overlay
+from icnn.pictures import label_image, overlay
 from icnn.pipeline import SHIPPED
 from minicnn.checkpoint import atomic_path
 
@@ -58,8 +58,9 @@ class _Read(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``--help``."""
     options = _parser().parse_args(argv)
-    if options.face and options.detect:
+    if options.face is not None and options.detect:
         raise InputError("expected --face or --detect, got both; leave out one")
+    face = numbers_of(options.face) if options.face is not None else None
     jobs = jobs_of(options.inputs, options.out)
     detect = None
     if options.detect:
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Signals() as signals:
         parser = FaceParser(options.weights, options.backend, options.threads)
         make_folders(jobs, options.out)
-        work = _Work(parser, options.face, detect, options.parts, options.out)
+        work = _Work(parser, face, detect, options.parts, options.out)
         bad = work.run(jobs, options.batch, signals)
     if bad:
         for message in bad if len(jobs) > 1 else ():
@@ -87,12 +88,9 @@ def _parser() -> Parser:
     )
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="photographs; folders of them")
     parser.add_argument("--out", type=Path, default=Path("parsed"), metavar="DIR", help="results (default: parsed)")
-    parser.add_argument(
-        "--weights", type=Path, default=SHIPPED, metavar="DIR", help="RUN or RUN/weights (default: the shipped ones)"
-    )
+    parser.add_weights(SHIPPED)
     parser.add_argument(
         "--face",
-        type=_face,
         metavar="X,Y,W,H",
         help="where the face is: eyebrows to chin, ear to ear, pixels",
     )
@@ -104,19 +102,10 @@ def _parser() -> Parser:
         help="also NAME_mask.png, white where one of these is, separated by commas: "
         f"{', '.join([*GROUPS, *PARTS[1:]])}",
     )
-    parser.add_argument(
-        "--backend", default="auto", help="auto, numpy, numba, cupy or cublas (default: auto, the fastest)"
-    )
+    parser.add_backend()
     parser.add_argument("--batch", type=positive, default=8, metavar="N", help="photographs at a time (default: 8)")
     parser.add_threads()
     return parser
-
-
-def _face(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected X,Y,W,H in pixels, got {text!r}") from None
 
 
 def chosen_parts(text: str) -> tuple[int, ...]:
@@ -275,9 +264,7 @@ class _Work:
         def beside(ending: str) -> Path:
             return target.with_name(target.name + ending)
 
-        labels = Image.fromarray(parsed.labels)  # mode L
-        labels.putpalette(COLOURS.tobytes())
-        _save(labels, beside("_labels.png"))
+        _save(label_image(parsed.labels), beside("_labels.png"))
         _save(Image.fromarray(overlay(photograph, parsed.labels)), beside("_overlay.png"))
         if self._parts:
             mask = np.isin(parsed.labels, self._parts)

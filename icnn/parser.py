@@ -327,6 +327,20 @@ def box_of(numbers: Sequence[float], shape: tuple[int, int]) -> Box:
     return Box(x + width / 2 - 0.5, y + height / 2 - 0.5, max(width, height))
 
 
+def numbers_of(text: str) -> tuple[float, ...]:
+    """The numbers of a face's box as people write it, X,Y,W,H; `box_of` looks at how many and what they are.
+
+    Raises
+    ------
+    InputError
+        If one is no number.
+    """
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"expected a face as X,Y,W,H in pixels, got {text!r}") from None
+
+
 def as_photograph(image: "np.ndarray | Image.Image") -> np.ndarray:
     """(H, W, 3) uint8 of a PIL image or an array.
 

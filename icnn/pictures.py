@@ -1,6 +1,7 @@
 """Label maps as pictures: in the palette's colours, and over the photograph."""
 
 import numpy as np
+from PIL import Image
 
 from icnn.palette import COLOURS
 
@@ -8,6 +9,13 @@ from icnn.palette import COLOURS
 def label_picture(labels: np.ndarray) -> np.ndarray:
     """Paint ids (H, W) in the colours of `icnn.palette`: (H, W, 3) uint8."""
     return COLOURS[labels]
+
+
+def label_image(labels: np.ndarray) -> Image.Image:
+    """Ids (H, W) uint8 as an 8-bit image with the palette's colours: its pixels are still the ids."""
+    image = Image.fromarray(labels)  # mode L
+    image.putpalette(COLOURS.tobytes())
+    return image
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, strength: float = 0.5) -> np.ndarray:

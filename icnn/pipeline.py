@@ -243,6 +243,22 @@ def predictor(plan: Plan) -> Predict:
     return predict
 
 
+def weights_folder(folder: Path) -> Path:
+    """RUN/weights of a RUN, or a folder of weights itself.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder.
+    """
+    inside = folder / "weights"
+    if inside.is_dir():
+        return inside
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
+    return folder
+
+
 def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: int | None = None) -> Pipeline:
     """Build the five networks from RUN/weights (or RUN itself), to be used as they were when their pairs were fitted.
 
@@ -251,11 +267,7 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
     InputError
         If a weights file is missing, damaged, or of another network.
     """
-    folder = Path(folder)
-    if (folder / "weights").is_dir():
-        folder = folder / "weights"
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
+    folder = weights_folder(Path(folder))
     networks, pairs, layout, side, average, recentre = {}, {}, DEFAULT_LAYOUT, USUAL_SIDE, False, 0.0
     for name, network in NETWORKS.items():
         path = folder / f"{name}.safetensors"

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.html and len(options.runs) > COLOURS:
         parser.error(f"argument --html: expected at most {COLOURS} runs, got {len(options.runs)}")
     runs = [read_run(folder, name) for folder, name in zip(options.runs, names_of(options.runs), strict=True)]
-    print("\n\n".join(text_table(heads, rows) for heads, rows in _tables(runs) if rows))
+    print("\n\n".join(text_table([heads, *rows], 1) for heads, rows in _tables(runs) if rows))
     if options.html:
         if not options.html.parent.is_dir():
             parser.error(f"argument --html: expected a file in a folder that exists, got {options.html}")
@@ -128,12 +128,14 @@ def _differences(runs: Sequence[Compared]) -> _Table:
     return ["settings that differ", *(one.name for one in runs)], rows
 
 
-def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they need be; the first to the left, the others to the right."""
-    lines = [heads, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+def text_table(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns as wide as their widest cell; the first `left` of them begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(n) for c, n in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     )
 

@@ -11,8 +11,7 @@ import numpy as np
 from icnn.augment import warp
 from icnn.framing import TYPICAL, TYPICAL_LENGTH, Box
 from icnn.localise import fit_similarity
-from icnn.metrics import confusion, f_of_counts, region_counts
-from icnn.palette import PARTS
+from icnn.metrics import confusion, mean_f
 from icnn.parts import PATCHES
 
 #: Side of the square in which the networks see a face, whose box is `TYPICAL_LENGTH` there: as in the training data.
@@ -100,6 +99,4 @@ def agreement(coarse: np.ndarray, fine: np.ndarray) -> float:
     fine : (256, 256) ids from stage 2
     """
     step = len(fine) // len(coarse)
-    matrix = confusion(fine[step // 2 :: step, step // 2 :: step], coarse)
-    scores = [f_of_counts(*region_counts(matrix, (part,))) for part in range(1, len(PARTS))]
-    return float(np.mean([score for score in scores if score is not None] or [0.0]))
+    return mean_f(confusion(fine[step // 2 :: step, step // 2 :: step], coarse))

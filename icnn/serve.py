@@ -15,14 +15,14 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from icnn.command import Parser, StopError, compilation_announced, positive, run
 from icnn.errors import InputError
 from icnn.palette import COLOURS, PARTS
 from icnn.parse import described
-from icnn.parser import Detect, FaceParser, box_of
+from icnn.parser import Detect, FaceParser, box_of, numbers_of
 from icnn.photograph import photograph_of
+from icnn.pictures import label_image
 from icnn.pipeline import SHIPPED
 
 _TYPES = ("image/", "application/octet-stream")
@@ -46,12 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, metavar="N", help="0: any free one (default: 8000)")
-    parser.add_argument(
-        "--weights", type=Path, default=SHIPPED, metavar="DIR", help="RUN or RUN/weights (default: the shipped ones)"
-    )
-    parser.add_argument(
-        "--backend", default="auto", help="auto, numpy, numba, cupy or cublas (default: auto, the fastest)"
-    )
+    parser.add_weights(SHIPPED)
+    parser.add_backend()
     parser.add_argument("--megabytes", type=positive, default=20, metavar="N", help="largest file (default: 20)")
     parser.add_argument("--megapixels", type=positive, default=40, metavar="N", help="most pixels (default: 40)")
     parser.add_threads()
@@ -158,7 +154,7 @@ def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pi
             photograph = photograph_of(data, "the photograph", most_pixels)
             boxes = finder = None
             if face := request.args.get("face"):
-                boxes = [[box_of(_numbers(face), photograph.shape[:2])]]
+                boxes = [[box_of(numbers_of(face), photograph.shape[:2])]]
             elif request.args.get("detect", "") not in ("", "0"):
                 if detect is None:
                     raise InputError("expected OpenCV to find several faces, found none; pip install 'icnn[detect]'")
@@ -190,19 +186,10 @@ def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pi
     return app
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise InputError(f"expected face=X,Y,W,H in pixels, got {text!r}") from None
-
-
 def answer_of(parsed: Any) -> dict[str, Any]:
     """What ``/parse`` answers: size and faces as in NAME.json, the labels as a PNG, and what their colours mean."""
-    labels = Image.fromarray(parsed.labels)
-    labels.putpalette(COLOURS.tobytes())
     file = io.BytesIO()
-    labels.save(file, "PNG", compress_level=3)
+    label_image(parsed.labels).save(file, "PNG", compress_level=3)
     answer = described(Path(), parsed)
     del answer["image"]
     answer["labels"] = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -85,9 +85,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--out", type=Path, metavar="RUN", help="new folder (default: runs/<date-time>)")
     parser.add_argument("--resume", type=existing_folder, metavar="RUN", help="go on with a training that was stopped")
-    parser.add_argument(
-        "--backend", default="auto", help="auto, numpy, numba, cupy or cublas (default: auto, the fastest)"
-    )
+    parser.add_backend()
     parser.add_argument("--final", action="store_true", help="evaluate the testing split")
     parser.add_threads()
     return parser

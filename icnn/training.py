@@ -14,7 +14,7 @@ from icnn.command import NotFiniteError, Signals, compilation_announced
 from icnn.config import Config, Train
 from icnn.dataset import Face
 from icnn.localise import mean_layout, part_centres
-from icnn.metrics import confusion, f_of_counts, region_counts
+from icnn.metrics import confusion, mean_f
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
 from icnn.runs import Progress, Run
@@ -226,5 +226,4 @@ def validation_scores(plan: Plan, name: str, validation: Batch) -> tuple[float, 
         weight_sum += weight
         inside = weights > 0
         matrix += confusion(truth[inside], logits.argmax(1)[inside], labels)
-    scores = [f_of_counts(*region_counts(matrix, (label,))) for label in range(1, labels)]
-    return loss_sum / weight_sum, float(np.mean([f for f in scores if f is not None] or [0.0]))
+    return loss_sum / weight_sum, mean_f(matrix)
