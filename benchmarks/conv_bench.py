@@ -4,7 +4,6 @@ The kernels are called as a plan calls them. All contenders take turns, round af
 so that whatever else the machine does meets them alike. A GPU's are timed by its own events.
 """
 
-import json
 import time
 from argparse import Namespace
 from collections import defaultdict
@@ -25,13 +24,12 @@ from contenders import (
 )
 from gpu_model import DEVICES, LAUNCH
 from machine_code import ToolMissing
-from measure import Peak, cores, find_torch, machine, result_file, thread_counts
+from measure import Peak, cores, find_torch, machine, result_file, thread_counts, write_figures
 from model_table import NOTE, format_model, format_steps, model_rows
 
 from icnn.command import Parser, positive, progress, run
 from icnn.errors import InputError
 from icnn.report import text_table
-from minicnn.checkpoint import atomic_path
 from minicnn.kernels import choose_backend, get_backend
 
 ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a call
@@ -292,9 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(*(figures.text for figures in found), sep="\n\n")
     if options.json:
         rows = [row for figures in found for row in figures.rows]
-        result = {"machine": found[0].machine, "peak_gflops": found[0].peak, "rows": rows}
-        with atomic_path(options.json) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        write_figures(options.json, found[0].machine, peak_gflops=found[0].peak, rows=rows)
     return 0
 
 

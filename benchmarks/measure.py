@@ -1,14 +1,17 @@
-"""What the benchmarks share: this CPU's peak of fused multiply-adds, what machine it is, options."""
+"""What the benchmarks share: this CPU's peak of fused multiply-adds, what machine it is, turns, figures, options."""
 
 import importlib
+import json
 import os
 import platform
 import sys
 import time
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -19,6 +22,7 @@ from numba.extending import intrinsic
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's packages, installed or not
 
 from icnn.command import existing_folder, positive
+from minicnn.checkpoint import atomic_path
 from minicnn.graph import Graph
 from minicnn.kernels import get_backend
 from minicnn.kernels.jit import VECTOR_BYTES
@@ -141,6 +145,57 @@ def step_flops(graph: Graph, batch: int) -> float:
             one = convolution_flops(batch, channels, node.layer.filters, node.layer.window, size)
             total += one * (3 if node.inputs[0] in needed else 2)
     return total
+
+
+# ---- turns
+
+#: PyTorch's memory layouts.
+LAYOUTS = ("default", "channels_last")
+ROUNDS, TURN = 11, 0.15  # rounds, and least seconds of a turn: shorter calls are repeated
+PAUSE = 0.01  # s; other libraries' threads spin for a while after a call
+
+
+def time_turn(call: Callable[[], object], least: float) -> float:
+    """Seconds of a call, after one that warms the caches and wakes the threads."""
+    time.sleep(PAUSE)
+    call()
+    start, count = time.perf_counter(), 0
+    while count == 0 or time.perf_counter() - start < least:
+        call()
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+# ---- figures
+
+
+class Goal(NamedTuple):
+    """A figure, what it must reach, and what it aims at; `at_most` for those that should be small."""
+
+    what: str
+    value: float
+    least: float
+    aim: float
+    unit: str = "x"
+    at_most: bool = False
+
+    def line(self) -> tuple[str, ...]:
+        def met(bound: float) -> bool:
+            return self.value <= bound if self.at_most else self.value >= bound
+
+        verdict = "aim" if met(self.aim) else "least" if met(self.least) else "missed"
+        return (self.what, *(f"{number:.2f}{self.unit}" for number in (self.value, self.least, self.aim)), verdict)
+
+
+def number_or_dash(value: float | None, form: str) -> str:
+    """A figure as text; one that was not measured is a dash."""
+    return "-" if value is None else format(value, form)
+
+
+def write_figures(path: Path, machine: str, **figures: object) -> None:
+    """Write what was measured, and on what machine, as JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps({"machine": machine, **figures}, indent=1) + "\n")
 
 
 # ---- options

@@ -4,7 +4,6 @@ A step is forward, loss, backward and update. Ours and PyTorch's take turns,
 round after round, so that whatever else the machine does meets them alike.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,23 @@ from statistics import median
 from typing import NamedTuple
 
 import numpy as np
-from measure import Peak, cores, counts_of, find_torch, machine, result_file, step_flops, thread_counts
+from measure import (
+    LAYOUTS,
+    ROUNDS,
+    TURN,
+    Goal,
+    Peak,
+    cores,
+    counts_of,
+    find_torch,
+    machine,
+    number_or_dash,
+    result_file,
+    step_flops,
+    thread_counts,
+    time_turn,
+    write_figures,
+)
 
 from icnn.batches import Batches, samples_of
 from icnn.command import Parser, existing_folder, progress, run
@@ -30,15 +45,11 @@ from icnn.parts import NETWORKS
 from icnn.report import text_table
 from icnn.synthetic import synthetic_faces
 from minicnn import SGD, Plan
-from minicnn.checkpoint import atomic_path
 from minicnn.kernels import get_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ((9, 64), (2, 64), (4, 80))  # labels and side of the five networks' inputs
-LAYOUTS = ("default", "channels_last")
-ROUNDS, TURN = 11, 0.15  # rounds, and least seconds of a turn: shorter steps are repeated
 ENOUGH = 40  # seconds after which a case has no more rounds, if it has three
-PAUSE = 0.01  # s; other libraries' threads spin for a while after a call
 FACES = 100  # synthetic faces behind the steps with data, unless --data
 OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)
 
@@ -64,24 +75,6 @@ class Case(NamedTuple):
         return images, rng.integers(0, self.labels, (self.batch, self.size, self.size))
 
 
-class Goal(NamedTuple):
-    """A figure, what it must reach, and what it aims at; `at_most` for those that should be small."""
-
-    what: str
-    value: float
-    least: float
-    aim: float
-    unit: str = "x"
-    at_most: bool = False
-
-    def line(self) -> tuple[str, ...]:
-        def met(bound: float) -> bool:
-            return self.value <= bound if self.at_most else self.value >= bound
-
-        verdict = "aim" if met(self.aim) else "least" if met(self.least) else "missed"
-        return (self.what, *(f"{number:.2f}{self.unit}" for number in (self.value, self.least, self.aim)), verdict)
-
-
 # ---- steps
 
 
@@ -102,17 +95,6 @@ def torch_steps(torch, case: Case, values, compiled: bool) -> dict[str, Callable
         else:
             steps[f"{layout} {'compiled' if is_compiled else 'eager'}"] = step
     return steps
-
-
-def time_turn(step: Callable[[], object], least: float) -> float:
-    """Seconds of a step, after one that warms the caches and wakes the threads."""
-    time.sleep(PAUSE)
-    step()
-    start, count = time.perf_counter(), 0
-    while count == 0 or time.perf_counter() - start < least:
-        step()
-        count += 1
-    return (time.perf_counter() - start) / count
 
 
 def measure_case(
@@ -239,10 +221,6 @@ def starts(rounds: int) -> tuple[float, float, float]:
 
 def format_rows(rows: Sequence[dict]) -> str:
     """The table of the steps."""
-
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
     lines: list[tuple[str, ...]] = [
         ("labels", "size", "batch", "threads", "ms", "of peak", "torch ms", "ratio", "channels_last ms", "ratio")
     ]
@@ -252,10 +230,10 @@ def format_rows(rows: Sequence[dict]) -> str:
                 *(str(row[key]) for key in ("labels", "size", "batch", "threads")),
                 f"{row['ms']:.1f}",
                 f"{row['share_of_peak']:.0%}",
-                number(row["torch_default_ms"], ".1f"),
-                number(row["ratio_default"], ".2f"),
-                number(row["torch_channels_last_ms"], ".1f"),
-                number(row["ratio_channels_last"], ".2f"),
+                number_or_dash(row["torch_default_ms"], ".1f"),
+                number_or_dash(row["ratio_default"], ".2f"),
+                number_or_dash(row["torch_channels_last_ms"], ".1f"),
+                number_or_dash(row["ratio_channels_last"], ".2f"),
             )
         )
     return text_table(lines, 0)
@@ -323,8 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text_table([("", "measured", "least", "aim", "reached"), *(goal.line() for goal in goals)], 1))
     if options.json:
         gflops = median(peak.gflops(max(options.threads)) for _ in range(5))
-        with atomic_path(options.json) as path:
-            path.write_text(json.dumps({"machine": machine(), "peak_gflops": gflops, "rows": rows}, indent=1) + "\n")
+        write_figures(options.json, machine(), peak_gflops=gflops, rows=rows)
     return 0
 
 
