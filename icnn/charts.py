@@ -59,6 +59,7 @@ tbody tr + tr > * { border-top: 1px solid var(--grid) }
 .cards { --least: 20rem; column-gap: 2rem } .cards h3 { margin: .4rem 0 }
 .cards > * { max-width: 34rem; min-width: 0 }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem } .steps { --least: 11rem }
+.sheets { display: grid; gap: 1.2rem; max-width: 34rem }
 .patches { --least: 6.2rem } .patches img + img { margin-top: 3px } figure { margin: 0; min-width: 0 }
 img, .photo { display: block; width: 100%; height: auto; border-radius: 2px }
 .pixels { image-rendering: pixelated } .photo circle { fill: #fff; stroke: #000; stroke-width: .6% }

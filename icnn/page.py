@@ -201,19 +201,25 @@ def write_report(
         ("Confusion of pixels", _confusions(details.get("confusion"))),
         ("Part centres", _centres(details.get("centres"))),
         ("Background modulation", _modulation(details.get("modulation"))),
-        ("Training", _curves(log)),
+        ("Training", training_curves(log)),
         ("Configuration", f"<pre>{esc(config_text)}</pre>" if config_text.strip() else ""),
     )
     write_page(path, title, _headline(evaluation, details), sections)
 
 
-def write_page(path: str | os.PathLike[str], title: str, headline: str, sections: Iterable[tuple[str, str]]) -> None:
-    """Write one HTML page, whole or not at all: headline and contents are HTML, empty sections are left out."""
+def write_page(
+    path: str | os.PathLike[str], title: str, headline: str, sections: Iterable[tuple[str, str]], reload: int = 0
+) -> None:
+    """Write one HTML page, whole or not at all: headline and contents are HTML, empty sections are left out.
+
+    With `reload` a browser reads it again after so many seconds.
+    """
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
+    again = f'<meta http-equiv="refresh" content="{reload}">' if reload else ""
     head = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{esc(title)}</title><style>{PAGE_CSS}</style></head>"
+        f"{again}<title>{esc(title)}</title><style>{PAGE_CSS}</style></head>"
     )
     body = f"<main><header><h1>{esc(title)}</h1>{headline}</header>{body}</main>"
     page = f"{head}<body>{body}</body></html>\n"
@@ -429,7 +435,8 @@ def entries_of(log: Sequence[Mapping[str, Any]], network: str) -> list[tuple[flo
     return sorted(by_step.items())
 
 
-def _curves(log: Sequence[Mapping[str, Any]]) -> str:
+def training_curves(log: Sequence[Mapping[str, Any]]) -> str:
+    """Loss and validation F of every network that has begun."""
     parts = []
     for network in NETWORKS:
         entries = entries_of(log, network)

@@ -18,6 +18,7 @@ from icnn.metrics import confusion, mean_f
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
 from icnn.runs import Progress, Run
+from icnn.watch import CROPS, save_crops, shown_crops, write_progress
 from minicnn import SGD, Plan
 from minicnn.sgd import Constant, Cosine, Schedule
 
@@ -92,8 +93,11 @@ class Trainer:
         self.plan = Plan(graph, train.batch, backend, seed=seed, threads=config.threads or None)
         self._name = name
         self._train = train
+        self._config = config
         self._run = run
         self._validation = validation
+        shown = shown_crops(validation, min(CROPS, train.batch))
+        self._shown = Batch(*(array[shown] for array in validation))
         self._optimiser = SGD(schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink)
         self._best = self.plan.state()["values"]
         self._average = self._best.astype(np.float64)  # used if `train.average` asks for it
@@ -180,6 +184,7 @@ class Trainer:
         progress, own, candidate = self._progress, self.plan.state(), self._candidate()
         self.plan.restore({**own, "values": candidate}, progress.step)
         loss, f = validation_scores(self.plan, self._name, self._validation)
+        labels = self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
         self.plan.restore(own, progress.step)
         progress.rises = progress.rises + 1 if loss > progress.validation_loss else 0
         progress.validation_loss = loss
@@ -199,6 +204,8 @@ class Trainer:
             }
         )
         progress.loss_sum, progress.loss_count = 0.0, 0
+        save_crops(self._run, self._name, progress.step, self._shown, labels)
+        write_progress(self._run, self._config)
         patience, rises = self._train.patience, self._train.stop_after_rises
         return bool((patience and progress.checks_since_best >= patience) or (rises and progress.rises >= rises))
 

@@ -9,17 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from icnn.batches import Batch, samples_of, validation_batch
 from icnn.command import NotFiniteError, StopError
 from icnn.config import Train, load_config
+from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
+from icnn.pictures import label_picture
 from icnn.runs import Progress, Run
 from icnn.synthetic import synthetic_faces
 from icnn.training import Trainer, schedule_of, train_network, validation_scores
+from icnn.watch import shown_crops
+from minicnn import Plan
 from minicnn.checkpoint import load_tensors
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["train.batch=2", "train.steps=6", "train.validate_every=2", "train.lr=0.01"]
+BLANK = Batch(np.zeros((1, 3, 64, 64), np.float32), np.zeros((1, 64, 64), np.uint8), np.ones((1, 64, 64), np.float32))
 
 
 class SignalAfter:
@@ -99,6 +106,23 @@ def test_a_state_older_than_the_log_does_not_leave_lines_twice(tmp_path, faces):
     assert [entry["step"] for entry in again.read_log()] == [2, 4]
 
 
+def test_a_training_can_be_watched_and_its_crops_are_of_the_weights_that_would_be_kept(tmp_path, faces):
+    run, config = start(tmp_path / "run", "train.steps=4", "train.average=0.9")
+    train(run, config, faces)
+    assert "Training, as of" in (run.folder / "report.html").read_text("utf-8")
+    sheets = sorted(path.name for path in (run.folder / "validation").iterdir())
+    assert sheets == ["eye-000002.png", "eye-000004.png"]
+    trainer_batch = validation_batch(samples_of("eye", faces[1], "median"), config.train)
+    plan = Plan(icnn_graph(2, 64), 6, "numba")
+    tensors, _ = run.load_state("eye")
+    plan.restore({**plan.state(), "values": tensors["average"].astype(np.float32)}, 0)
+    chosen = shown_crops(trainer_batch, 2)
+    labels = plan.forward(trainer_batch.images[chosen]).argmax(1)
+    with Image.open(run.folder / "validation" / sheets[-1]) as sheet:
+        shown = np.asarray(sheet.convert("RGB"))[64:128]
+    np.testing.assert_array_equal(shown, np.hstack(list(label_picture(np.array((0, 2), np.uint8)[labels]))))
+
+
 def test_a_finished_network_is_not_trained_again(tmp_path, faces):
     run, config = start(tmp_path / "run", "train.steps=2")
     train(run, config, faces)
@@ -161,7 +185,7 @@ def test_the_average_of_the_weights_is_what_counts(tmp_path, faces, monkeypatch,
 
     monkeypatch.setattr("icnn.training.validation_scores", scored)
     monkeypatch.setattr(Trainer, "_step", stepped)
-    first = Trainer("eye", config.train, config, run, "numba", None)
+    first = Trainer("eye", config.train, config, run, "numba", BLANK)
     average = first.plan.state()["values"].astype(np.float64)
     train(run, config, faces)
     averages = {}
@@ -227,7 +251,7 @@ def test_schedules_follow_their_settings():
 
 def test_validation_scores_equal_a_count_by_hand(tmp_path, faces, monkeypatch):
     """F of a constant prediction, and the weighted mean loss over chunks of different size."""
-    from icnn.batches import samples_of, validation_batch
+    from icnn.batches import Batch, samples_of, validation_batch
 
     run, config = start(tmp_path / "run")
     train_settings = config.train
