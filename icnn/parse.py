@@ -18,7 +18,7 @@ from icnn.command import Parser, Signals, compilation_announced, positive, progr
 from icnn.errors import InputError
 from icnn.framing import Box
 from icnn.palette import PARTS
-from icnn.parser import Detect, FaceParser, Parsed, box_of, numbers_of
+from icnn.parser import Detect, FaceParser, Parsed, Seen, box_of, numbers_of, parsed_of
 from icnn.photograph import read_image
 from icnn.pictures import label_image, overlay
 from icnn.pipeline import SHIPPED
@@ -248,18 +248,20 @@ class _Work:
         except InputError as error:
             raise InputError(f"{job.source}: {error}") from error
 
-    def _parse(self, chunk: "Sequence[_Read]") -> Iterator[tuple[Job, np.ndarray, Parsed]]:
+    def _parse(self, chunk: Sequence[_Read]) -> Iterator[tuple[_Read, list[Seen]]]:
         photographs = [read.photograph for read in chunk]
         boxes = [read.boxes for read in chunk] if self._face else None
         with compilation_announced():
-            results = self._parser.parse_photographs(photographs, boxes, self._detect)
-        for read, parsed in zip(chunk, results, strict=True):
-            if not parsed.faces:
+            results = self._parser.look_at(photographs, boxes, self._detect)
+        for read, faces in zip(chunk, results, strict=True):
+            if not faces:
                 print(f"icnn.parse: {read.job.source}: no face found", file=sys.stderr)
-            yield read.job, read.photograph, parsed
+            yield read, faces
 
-    def _write(self, job: Job, photograph: np.ndarray, parsed: Parsed) -> None:
-        target = self._out / job.stem
+    def _write(self, read: _Read, faces: list[Seen]) -> None:
+        """All results of one photograph, from resampling to its own size on: beside the networks of the next."""
+        photograph, target = read.photograph, self._out / read.job.stem
+        parsed = parsed_of(photograph.shape[:2], faces)
 
         def beside(ending: str) -> Path:
             return target.with_name(target.name + ending)
@@ -270,7 +272,7 @@ class _Work:
             mask = np.isin(parsed.labels, self._parts)
             _save(Image.fromarray(255 * mask.astype(np.uint8)), beside("_mask.png"))
         with atomic_path(beside(".json")) as path:
-            path.write_text(json.dumps(described(job.source, parsed), indent=1) + "\n")
+            path.write_text(json.dumps(described(read.job.source, parsed), indent=1) + "\n")
 
 
 def _save(image: Image.Image, path: Path) -> None:

@@ -86,7 +86,7 @@ class Parsed:
 
     labels: np.ndarray
     faces: list[ParsedFace]
-    _seen: "list[_Seen]"
+    _seen: "list[Seen]"
 
     def probabilities(self) -> np.ndarray:
         """Probability of every id at every pixel, (H, W, 9) float32: 36 bytes a pixel, made when asked for."""
@@ -101,7 +101,7 @@ class Parsed:
         return total
 
 
-class _Seen(NamedTuple):
+class Seen(NamedTuple):
     """A face in its square: where that lies, probabilities (256, 256, 9), and how far the stages agree."""
 
     box: Box
@@ -219,18 +219,26 @@ class FaceParser:
         detect: Detect | None = None,
     ) -> list[Parsed]:
         """Parse several photographs (H, W, 3) uint8 at once; `boxes`, if given, are those of each."""
+        faces = self.look_at(photographs, boxes, detect)
+        return [parsed_of(photograph.shape[:2], own) for photograph, own in zip(photographs, faces, strict=True)]
+
+    def look_at(
+        self,
+        photographs: Sequence[np.ndarray],
+        boxes: Sequence[Sequence[Box]] | None = None,
+        detect: Detect | None = None,
+    ) -> list[list[Seen]]:
+        """The networks' part of `parse_photographs`: the faces of each photograph, for `parsed_of`."""
         proposed = boxes if boxes is not None else map(detect or _centred, photographs)
         places = [(n, box) for n, own in enumerate(proposed) for box in own]
         if boxes is None:
             places = self._settled(photographs, places)
-        seen: list[list[_Seen]] = [[] for _ in photographs]
+        seen: list[list[Seen]] = [[] for _ in photographs]
         for (n, _), face in zip(places, self._see(photographs, places), strict=True):
             seen[n].append(face)
         if boxes is None:
             seen = [_kept(faces, all_of_them=detect is not None) for faces in seen]
-        return [
-            _parsed(photograph.shape[:2], faces) for photograph, faces in zip(photographs, seen, strict=True)
-        ]  # fmt: skip
+        return seen
 
     def _settled(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> "list[_Place]":
         """Places moved onto the faces that stage 1 sees in them; twice the same face and none at all are left out."""
@@ -247,7 +255,7 @@ class FaceParser:
             places = [(n, box) for n, moved in boxes.items() for box in without_twins(moved)]
         return places
 
-    def _see(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[_Seen]:
+    def _see(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[Seen]:
         """Both stages in the squares of these places."""
         squares = [cut_square(photographs[n], box) for n, box in places]
         if not squares:
@@ -256,7 +264,7 @@ class FaceParser:
         patches = self._pipeline.label_patches(squares, located.centres)
         maps = self._pipeline.joint_probabilities((SQUARE, SQUARE), patches)
         return [
-            _Seen(box, probable, agreement(coarse, probable.argmax(-1)))
+            Seen(box, probable, agreement(coarse, probable.argmax(-1)))
             for (_, box), coarse, probable in zip(places, located.labels, maps, strict=True)
         ]
 
@@ -269,17 +277,18 @@ def _centred(photograph: np.ndarray) -> list[Box]:
     return centred_boxes(photograph.shape[:2])
 
 
-def _kept(faces: list[_Seen], all_of_them: bool) -> list[_Seen]:
+def _kept(faces: list[Seen], all_of_them: bool) -> list[Seen]:
     """Those that are faces, the surest first: all that do not lie on another, or one."""
     sure = sorted((face for face in faces if face.agreement >= LEAST_AGREEMENT), key=lambda face: -face.agreement)
-    kept: list[_Seen] = []
+    kept: list[Seen] = []
     for face in sure:
         if all(overlap(face.box, other.box) < 0.3 for other in kept):
             kept.append(face)
     return kept if all_of_them else kept[:1]
 
 
-def _parsed(shape: tuple[int, int], faces: list[_Seen]) -> Parsed:
+def parsed_of(shape: tuple[int, int], faces: list[Seen]) -> Parsed:
+    """What `FaceParser.look_at` saw in a photograph (H, W), at the photograph's own size."""
     labels = np.zeros(shape, np.uint8)
     described = []
     for face in faces:

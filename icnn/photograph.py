@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,12 @@ def photograph_of(data: bytes, name: str, most_pixels: int) -> np.ndarray:
         return to_rgb(_decoded(io.BytesIO(data), Path(name), formats, most_pixels)[0], Path(name))
 
 
-_FILTERS = threading.RLock()
+class _Quiet:
+    """What `quiet` shares between threads: how many are within it, and the way back to the filters before."""
+
+    lock = threading.Lock()
+    users = 0
+    back = ExitStack()
 
 
 @contextmanager
@@ -91,12 +96,22 @@ def quiet() -> Iterator[None]:
     """Silence Pillow's warnings, but for the decompression bomb, which becomes an error.
 
     Warning filters belong to the process: two threads that changed them in
-    turns would restore them in the wrong order, hence the lock.
+    turns would restore them in the wrong order. So the first who comes sets
+    them, the last who goes puts them back, and many may decode at a time.
     """
-    with _FILTERS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with _Quiet.lock:
+        if not _Quiet.users:
+            _Quiet.back.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        _Quiet.users += 1
+    try:
         yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.users -= 1
+            if not _Quiet.users:
+                _Quiet.back.close()
 
 
 def decode(path: Path) -> tuple[Image.Image, bool]:

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from icnn.errors import InputError
-from icnn.photograph import read_image
+from icnn.photograph import quiet, read_image
 
 
 def saved(tmp_path, image, name="x.png", **options):
@@ -196,4 +196,23 @@ def test_threads_restore_the_warning_filters(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
+    assert list(warnings.filters) == filters
+
+
+def test_many_decode_at_a_time_and_the_last_restores_the_filters():
+    filters, inside, leave = list(warnings.filters), threading.Barrier(3, timeout=20), threading.Event()
+
+    def decoding():
+        with quiet():
+            inside.wait()  # passed only if nobody keeps the others out
+            leave.wait(20)
+            warnings.warn("not heard", stacklevel=1)
+
+    first, second = (threading.Thread(target=decoding) for _ in range(2))
+    first.start(), second.start()
+    with quiet():
+        inside.wait()
+    assert list(warnings.filters) != filters, "two are still decoding"
+    leave.set()
+    first.join(), second.join()
     assert list(warnings.filters) == filters

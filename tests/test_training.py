@@ -251,8 +251,6 @@ def test_schedules_follow_their_settings():
 
 def test_validation_scores_equal_a_count_by_hand(tmp_path, faces, monkeypatch):
     """F of a constant prediction, and the weighted mean loss over chunks of different size."""
-    from icnn.batches import Batch, samples_of, validation_batch
-
     run, config = start(tmp_path / "run")
     train_settings = config.train
     batch = validation_batch(samples_of("nose", faces[1]), train_settings)
