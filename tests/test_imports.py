@@ -41,7 +41,7 @@ ORDER = [
     "icnn.evaluation",
     "icnn.search", "icnn.detect", "icnn.parser",
     "icnn.charts", "icnn.pictures", "icnn.page", "icnn.showcase",
-    "icnn.runs", "icnn.training",
+    "icnn.runs", "icnn.watch", "icnn.training",
     "icnn.train", "icnn.evaluate", "icnn.report", "icnn.parse", "icnn.export", "icnn.serve", "icnn.__main__",
     "icnn",
 ]
