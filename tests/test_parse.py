@@ -259,6 +259,22 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, capsys, monkeypatch):
     assert results(tmp_path / "out") == []
 
 
+def test_files_that_may_not_grow_leave_nothing_half_written(tmp_path):
+    """A real error of the system's, in a process that may write no file of more than 4,000 bytes."""
+    import resource
+
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)).save(tmp_path / "noise.png")  # an overlay of 49 kB
+    process = subprocess.run(
+        [sys.executable, "-m", "icnn.parse", "noise.png", "--backend", "numpy", "--out", "out"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)),
+    )  # fmt: skip
+    assert process.returncode == 2 and "Traceback" not in process.stderr, process.stderr
+    assert "File too large" in process.stderr.splitlines()[-1]
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".png" or "overlay" in path.name]
+
+
 def test_parts_and_groups():
     assert chosen_parts("lips, eyes") == (2, 4, 6, 8)
     assert chosen_parts("left_eyebrow") == (1,)

@@ -33,6 +33,7 @@ pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
 ROOT = Path(__file__).parents[1]
+REQUESTS = int(os.environ.get("ICNN_REQUESTS", "60"))  # of the load test
 
 
 def encoded(image, kind="PNG", **options):
@@ -208,7 +209,7 @@ def test_many_clients_are_queued_and_do_not_multiply_the_memory(server, photogra
     watcher.start()
     try:
         with ThreadPoolExecutor(50) as clients:
-            answers = list(clients.map(lambda _: send(address, large), range(60)))
+            answers = list(clients.map(lambda _: send(address, large), range(REQUESTS)))
     finally:
         done.set()
         watcher.join()
