@@ -74,12 +74,37 @@ def test_conv_bench_covers_every_convolution(monkeypatch):
         ("step_bench.py", ("--batch", "1,0"), "--batch"),
         ("step_bench.py", ("--json", "no/folder/x.json"), "no/folder"),
         ("step_bench.py", ("--data", "no/folder"), "no/folder"),
+        ("parse_bench.py", ("--batch", "0"), "--batch"),
+        ("parse_bench.py", ("--data", "no/folder"), "no/folder"),
     ],
 )
 def test_mistakes(script, arguments, words):
     done = run_benchmark(script, "--quick", *arguments)
     assert done.returncode == 2
     assert words in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_parse_bench(tmp_path):
+    done = run_benchmark("parse_bench.py", "--quick", "--batch", "1", "--threads", 1, "--json", tmp_path / "x.json")
+    assert done.returncode == 0, done.stderr
+    rates = {row["what"]: row["rates"] for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
+    assert list(rates) == ["stage1", "eye", "mouth", "seven networks", "end to end"]
+    for engine in rates["stage1"]:
+        seconds = 1 / rates["stage1"][engine] + 5 / rates["eye"][engine] + 1 / rates["mouth"][engine]
+        assert rates["seven networks"][engine] == pytest.approx(1 / seconds)
+        assert engine in rates["end to end"] and engine in done.stdout
+
+
+def test_parse_bench_refuses_engines_that_compute_something_else(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import parse_bench
+
+    ours = parse_bench.Engine("ours", "ours", parse_bench.own_network)
+    double = parse_bench.Engine(
+        "double", "double", lambda *given: lambda images: 2 * parse_bench.own_network(*given)(images)
+    )
+    with pytest.raises(RuntimeError, match="double computes other logits"):
+        parse_bench.network_rates(parse_bench.Case("eye", 1, 1), [ours, double], 1, 0.0)
 
 
 def test_step_bench(tmp_path):
