@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,8 @@ from numba.extending import intrinsic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's packages, installed or not
 
-from icnn.command import existing_folder, positive
+from icnn.command import Parser, existing_folder, positive
+from icnn.report import text_table
 from minicnn.checkpoint import atomic_path
 from minicnn.graph import Graph
 from minicnn.kernels import get_backend
@@ -187,6 +188,11 @@ class Goal(NamedTuple):
         return (self.what, *(f"{number:.2f}{self.unit}" for number in (self.value, self.least, self.aim)), verdict)
 
 
+def format_goals(goals: Sequence[Goal]) -> str:
+    """The table of what was reached."""
+    return text_table([("", "measured", "least", "aim", "reached"), *(goal.line() for goal in goals)], 1)
+
+
 def number_or_dash(value: float | None, form: str) -> str:
     """A figure as text; one that was not measured is a dash."""
     return "-" if value is None else format(value, form)
@@ -199,6 +205,16 @@ def write_figures(path: Path, machine: str, **figures: object) -> None:
 
 
 # ---- options
+
+
+def add_cases(parser: Parser, batches: list[int]) -> None:
+    """Options of who lets ours and PyTorch take turns: ``--threads``, ``--batch``, ``--no-compile``."""
+    parser.add_argument(
+        "--threads", type=thread_counts, default=sorted({1, cores()}), metavar="N,N", help="(default: 1 and all cores)"
+    )
+    usual = ",".join(map(str, batches))
+    parser.add_argument("--batch", type=counts_of, default=batches, metavar="N,N", help=f"(default: {usual})")
+    parser.add_argument("--no-compile", action="store_true", help="PyTorch eager only: spares minutes of torch.compile")
 
 
 def result_file(text: str) -> Path:

@@ -21,13 +21,12 @@ from measure import (
     ROUNDS,
     TURN,
     Goal,
-    cores,
-    counts_of,
+    add_cases,
     find_torch,
+    format_goals,
     machine,
     number_or_dash,
     result_file,
-    thread_counts,
     time_turn,
     write_figures,
 )
@@ -262,12 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "PyTorch where they are installed. Rates are images a second for one network, faces for all.",
     )
     parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the figures as JSON")
-    parser.add_argument(
-        "--threads", type=thread_counts, default=sorted({1, cores()}), metavar="N,N", help="(default: 1 and all cores)"
-    )
-    parser.add_argument("--batch", type=counts_of, default=[1, 32], metavar="N,N", help="(default: 1,32)")
+    add_cases(parser, [1, 32])
     parser.add_argument("--data", type=existing_folder, metavar="DIR", help="photographs (default: synthetic faces)")
-    parser.add_argument("--no-compile", action="store_true", help="PyTorch eager only: spares minutes of torch.compile")
     parser.add_argument("--quick", action="store_true", help="eager, two short rounds: does it run?")
     options = parser.parse_args(argv)
     get_backend("numba")
@@ -287,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(machine())
     print(format_rows(rows))
     if goals := goals_of(rows):
-        print(text_table([("", "measured", "least", "aim", "reached"), *(goal.line() for goal in goals)], 1))
+        print(format_goals(goals))
     if options.json:
         write_figures(options.json, machine(), rows=[{**row.case._asdict(), "rates": row.rates} for row in rows])
     return 0

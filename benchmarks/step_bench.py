@@ -24,14 +24,13 @@ from measure import (
     TURN,
     Goal,
     Peak,
-    cores,
-    counts_of,
+    add_cases,
     find_torch,
+    format_goals,
     machine,
     number_or_dash,
     result_file,
     step_flops,
-    thread_counts,
     time_turn,
     write_figures,
 )
@@ -266,12 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "then training with data, beside a busy process, and from a cold start.",
     )
     parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the steps' figures as JSON")
-    parser.add_argument(
-        "--threads", type=thread_counts, default=sorted({1, cores()}), metavar="N,N", help="(default: 1 and all cores)"
-    )
-    parser.add_argument("--batch", type=counts_of, default=[1, 10, 64], metavar="N,N", help="(default: 1,10,64)")
+    add_cases(parser, [1, 10, 64])
     parser.add_argument("--data", type=existing_folder, metavar="DIR", help="faces for training with data")
-    parser.add_argument("--no-compile", action="store_true", help="PyTorch eager only: spares minutes of torch.compile")
     parser.add_argument("--steps-only", action="store_true", help="leave out data, busy neighbours and starts")
     parser.add_argument("--quick", action="store_true", help="one network and two rounds: does it run?")
     options = parser.parse_args(argv)
@@ -298,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         goals.append(Goal("first step of a process, kernels compiled", cached, 1.5, 0.7, " s", at_most=True))
         goals.append(Goal("resident memory at batch 10", resident, 600, 350, " MiB", at_most=True))
     if goals:
-        print(text_table([("", "measured", "least", "aim", "reached"), *(goal.line() for goal in goals)], 1))
+        print(format_goals(goals))
     if options.json:
         gflops = median(peak.gflops(max(options.threads)) for _ in range(5))
         write_figures(options.json, machine(), peak_gflops=gflops, rows=rows)
