@@ -18,8 +18,9 @@ from icnn.dataset import SPLITS, Face, SmithFolder
 from icnn.evaluation import Evaluation, evaluate
 from icnn.localise import part_centres
 from icnn.metrics import MEASURES, bootstrap, f_measures
-from icnn.pipeline import SHIPPED, load_pipeline
+from icnn.pipeline import load_pipeline
 from icnn.runs import write_json
+from icnn.stored import SHIPPED
 from minicnn.kernels import choose_backend
 
 DESCRIPTION = (

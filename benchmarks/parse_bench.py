@@ -36,8 +36,9 @@ from icnn.dataset import SmithFolder
 from icnn.export import to_onnx
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS, PATCHES
-from icnn.pipeline import SHIPPED, Predict, load_pipeline, predictor
+from icnn.pipeline import Predict, load_pipeline, predictor
 from icnn.report import text_table
+from icnn.stored import SHIPPED
 from icnn.synthetic import synthetic_faces
 from minicnn import Graph, Plan
 from minicnn.checkpoint import load_tensors

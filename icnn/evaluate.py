@@ -7,8 +7,9 @@ from icnn.command import Parser, Signals, existing_folder, positive, run
 from icnn.dataset import SPLITS, SmithFolder
 from icnn.evaluation import evaluate
 from icnn.page import format_table
-from icnn.pipeline import SHIPPED, load_pipeline
+from icnn.pipeline import load_pipeline
 from icnn.runs import write_json
+from icnn.stored import SHIPPED
 from minicnn.kernels import choose_backend
 
 

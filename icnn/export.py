@@ -10,12 +10,11 @@ import numpy as np
 from icnn.command import Parser, run
 from icnn.errors import InputError
 from icnn.modulation import PLAIN, Pair
-from icnn.network import icnn_graph
 from icnn.palette import PARTS
 from icnn.parts import NETWORKS
-from icnn.pipeline import SHIPPED, load_pipeline, weights_folder
+from icnn.stored import SHIPPED, read_network
 from minicnn import Graph
-from minicnn.checkpoint import atomic_path, load_tensors
+from minicnn.checkpoint import atomic_path
 from minicnn.graph import Node
 from minicnn.layers import Concat, Conv2D, Input, Layer, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
 
@@ -59,17 +58,13 @@ def model_of(weights: Path, name: str) -> Any:
     Raises
     ------
     InputError
-        If the weights are missing or damaged, or the package onnx is.
+        If its weights are missing or damaged, or the package onnx is missing.
     """
-    load_pipeline(weights, "numpy", 1)  # refuses what cannot be used, and says why
-    tensors, metadata = load_tensors(weights_folder(weights) / f"{name}.safetensors")
-    network = NETWORKS[name]
-    graph = icnn_graph(network.labels, network.size, metadata["preset"])
-    pair = float(metadata.get("beta", 1)), float(metadata.get("beta0", 0))
-    about = {"network": name, "preset": metadata["preset"], "classes": json.dumps(_classes(name))}
-    if card := metadata.get("card"):
+    stored = read_network(weights, name)
+    about = {"network": name, "preset": stored.metadata["preset"], "classes": json.dumps(_classes(name))}
+    if card := stored.metadata.get("card"):
         about |= {key: text for key, text in json.loads(card).items() if key in ("data", "terms")}
-    return to_onnx(graph, tensors, pair, about)
+    return to_onnx(stored.graph, stored.parameters, stored.pair, about)
 
 
 def _classes(name: str) -> list[str]:

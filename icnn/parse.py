@@ -21,7 +21,7 @@ from icnn.palette import PARTS
 from icnn.parser import Detect, FaceParser, Parsed, Seen, box_of, numbers_of, parsed_of
 from icnn.photograph import read_image
 from icnn.pictures import label_image, overlay
-from icnn.pipeline import SHIPPED
+from icnn.stored import SHIPPED
 from minicnn.checkpoint import atomic_path
 
 #: Files of a folder that are taken for photographs.

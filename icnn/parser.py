@@ -14,8 +14,9 @@ from icnn.errors import InputError
 from icnn.framing import SHORTEST, TYPICAL_LENGTH, Box
 from icnn.palette import PARTS
 from icnn.photograph import quiet, to_rgb
-from icnn.pipeline import SHIPPED, load_pipeline
+from icnn.pipeline import load_pipeline
 from icnn.search import SQUARE, agreement, centred_boxes, cut_square, moved_box, overlap, without_twins
+from icnn.stored import SHIPPED
 from minicnn.kernels import choose_backend
 
 #: A face whose stages agree less is none. Of the project's 130 tuning photographs the least has .56, 98 % have .60; of

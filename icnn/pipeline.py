@@ -1,6 +1,5 @@
 """Stage 1, patches, stage 2, full label map (Fig. 2)."""
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 
 from icnn.augment import Letterbox, maps_of, normalise, resize, warp
 from icnn.command import compilation_announced
-from icnn.errors import InputError
 from icnn.localise import (
     DEFAULT_LAYOUT,
     complete_centres,
@@ -22,10 +20,9 @@ from icnn.localise import (
     patch_origin,
 )
 from icnn.modulation import PLAIN, Pair, probabilities
-from icnn.network import PRESETS, icnn_graph
 from icnn.parts import NETWORKS, PATCHES, STAGE2, Patch
+from icnn.stored import read_network
 from minicnn import Plan
-from minicnn.checkpoint import CheckpointError, load_tensors
 
 #: A network in use: normalised images (n, 3, S, S) float32 -> logits (n, L, S, S).
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -50,9 +47,6 @@ class PatchLogits(NamedTuple):
 #: of the network's coarser rows, which are up to 8 pixels wide, and are as many on either side of a mirror.
 _LOOKS = (0, -3), (3, 2), (-3, 2)
 
-
-#: The weights that come with the package.
-SHIPPED = Path(__file__).parent / "weights"
 
 USUAL_SIDE = 256.0  # of the photographs of Smith et al., for weights that do not say
 #: Scales of a face that stage 2 takes as they come: augmentation covers them, and resampling costs sharpness.
@@ -243,22 +237,6 @@ def predictor(plan: Plan) -> Predict:
     return predict
 
 
-def weights_folder(folder: Path) -> Path:
-    """RUN/weights of a RUN, or a folder of weights itself.
-
-    Raises
-    ------
-    InputError
-        If there is no such folder.
-    """
-    inside = folder / "weights"
-    if inside.is_dir():
-        return inside
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
-    return folder
-
-
 def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: int | None = None) -> Pipeline:
     """Build the five networks from RUN/weights (or RUN itself), to be used as they were when their pairs were fitted.
 
@@ -267,29 +245,19 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
     InputError
         If a weights file is missing, damaged, or of another network.
     """
-    folder = weights_folder(Path(folder))
-    networks, pairs, layout, side, average, recentre = {}, {}, DEFAULT_LAYOUT, USUAL_SIDE, False, 0.0
-    for name, network in NETWORKS.items():
-        path = folder / f"{name}.safetensors"
-        try:
-            _, metadata = load_tensors(path)
-            preset = metadata.get("preset", "")
-            if preset not in PRESETS:
-                raise CheckpointError(f"{path}: expected a preset of {', '.join(PRESETS)} inside, got {preset!r}")
-            plan = Plan(icnn_graph(network.labels, network.size, preset), batch, backend, threads=threads)
-            plan.load(path)
-            if metadata.get("network", name) != name:
-                raise CheckpointError(f"{path}: expected weights of {name}, got those of {metadata['network']}")
-            pairs[name] = float(metadata.get("beta", 1)), float(metadata.get("beta0", 0))
-            average = average or metadata.get("average") == "True"
-            recentre = max(recentre, float(metadata.get("recentre", 0)))
-            if "layout" in metadata:
-                layout = np.array(json.loads(metadata["layout"]), np.float64).reshape(len(PATCHES), 2)
-            side = float(metadata.get("side", side))
-            if not (np.isfinite([*pairs[name], *layout.ravel(), side, recentre]).all() and side > 0):
-                raise CheckpointError(f"{path}: expected finite beta, beta0, layout and recentre, and a side above 0")
-        except (CheckpointError, TypeError, ValueError) as error:
-            text = str(error)
-            raise InputError(text if str(path) in text else f"{path}: {text}") from None
+    stored = {name: read_network(Path(folder), name) for name in NETWORKS}
+    networks = {}
+    for name, one in stored.items():
+        plan = Plan(one.graph, batch, backend, threads=threads)
+        plan.assign(one.parameters)
         networks[name] = predictor(plan)
-    return Pipeline(networks, pairs, layout, side, average, recentre)
+    layouts = [one.layout for one in stored.values() if one.layout is not None]
+    sides = [one.side for one in stored.values() if one.side is not None]
+    return Pipeline(
+        networks,
+        {name: one.pair for name, one in stored.items()},
+        layouts[-1] if layouts else DEFAULT_LAYOUT,
+        sides[-1] if sides else USUAL_SIDE,
+        average=any(one.average for one in stored.values()),
+        recentre=max(one.recentre for one in stored.values()),
+    )

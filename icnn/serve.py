@@ -23,7 +23,7 @@ from icnn.parse import described
 from icnn.parser import Detect, FaceParser, box_of, numbers_of
 from icnn.photograph import photograph_of
 from icnn.pictures import label_image
-from icnn.pipeline import SHIPPED
+from icnn.stored import SHIPPED
 
 _TYPES = ("image/", "application/octet-stream")
 _THREADS = 4  # that hold a request at a time; one of them parses

@@ -8,7 +8,7 @@ that only calls kernels.
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import NamedTuple
@@ -449,9 +449,19 @@ class Plan:
         """
         tensors, metadata = load_tensors(path)
         check_fit(path, tensors, self.graph.parameter_shapes)
-        for name, tensor in tensors.items():
-            self._kernels.upload(self.parameters[name], tensor)
+        self.assign(tensors)
         return metadata
+
+    def assign(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Copy parameters in, by name.
+
+        Raises
+        ------
+        KeyError, ValueError
+            For a name or a shape that the network does not have.
+        """
+        for name, values in parameters.items():
+            self.upload(self.parameters[name], values)
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of what a training must keep to go on bit for bit, besides `step_count`."""

@@ -13,7 +13,8 @@ from icnn.export import model_of, to_onnx
 from icnn.modulation import modulate, probabilities
 from icnn.network import PRESETS, icnn_graph
 from icnn.parts import NETWORKS
-from icnn.pipeline import SHIPPED, load_pipeline
+from icnn.pipeline import load_pipeline
+from icnn.stored import SHIPPED
 from minicnn import Graph, Plan
 from minicnn.layers import Conv2D, Input, Layer
 

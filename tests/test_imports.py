@@ -36,7 +36,7 @@ ORDER = [
     "icnn.augment", "icnn.appearance", "icnn.localise", "icnn.batches",
     "icnn.framing", "icnn.contours", "icnn.foreign", "icnn.convert",
     "icnn.network",
-    "icnn.modulation",
+    "icnn.modulation", "icnn.stored",
     "icnn.pipeline",
     "icnn.evaluation",
     "icnn.search", "icnn.detect", "icnn.parser",

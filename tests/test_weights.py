@@ -15,7 +15,8 @@ from icnn.metrics import confusion, f_measures
 from icnn.palette import MIRRORED
 from icnn.parser import FaceParser
 from icnn.parts import NETWORKS
-from icnn.pipeline import SHIPPED, load_pipeline
+from icnn.pipeline import load_pipeline
+from icnn.stored import SHIPPED
 
 
 def metadata_of(name):

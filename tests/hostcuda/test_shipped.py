@@ -10,7 +10,8 @@ import pytest
 import standin
 
 from icnn.dataset import SmithFolder, find_helen
-from icnn.pipeline import SHIPPED, load_pipeline
+from icnn.pipeline import load_pipeline
+from icnn.stored import SHIPPED
 
 COUNT = int(os.environ.get("ICNN_HOSTCUDA_FACES", 0))
 
