@@ -135,6 +135,10 @@ class Batches:
         self._augment = augment
         self._seed = seed
 
+    def epochs(self, steps: int) -> int:
+        """How many times all samples were seen after so many steps."""
+        return steps * self._train.batch // len(self._samples)
+
     def order(self, step: int) -> list[int]:
         """Sample numbers of the step-th batch: random permutations of all samples, one after the other."""
         first = step * self._train.batch

@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from tqdm import tqdm
@@ -119,6 +120,7 @@ class Trainer:
             self._save()
         bar = tqdm(total=steps, initial=progress.step, desc=self._name, unit="step", disable=None, dynamic_ncols=True)
         started, seen = time.perf_counter(), 0
+        pictured = batches.epochs(progress.step)
         with bar:
             for batch in batches.ahead(progress.step, steps):
                 if signals.number:
@@ -134,6 +136,9 @@ class Trainer:
                     self._read_losses()
                     loss = progress.loss_sum / progress.loss_count
                     bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", False)
+                    if batches.epochs(progress.step) > pictured and not validate:
+                        self._picture()
+                        pictured = batches.epochs(progress.step)
                 bar.update()
                 if validate:
                     stop = self._validate(speed)
@@ -179,13 +184,26 @@ class Trainer:
         """The parameters that would be kept now: the plan's own, or their average."""
         return self._average.astype(np.float32) if self._train.average else self.plan.state()["values"]
 
+    @contextmanager
+    def _as_kept(self) -> Iterator[np.ndarray]:
+        """While it lasts, the plan has the parameters that would be kept now, which are what it yields."""
+        own, candidate = self.plan.state(), self._candidate()
+        self.plan.restore({**own, "values": candidate}, self._progress.step)
+        yield candidate
+        self.plan.restore(own, self._progress.step)
+
+    def _picture(self) -> None:
+        """Write what the network makes of a few validation crops, and the page of the training with them."""
+        with self._as_kept():
+            labels = self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
+        save_crops(self._run, self._name, self._progress.step, self._shown, labels)
+        write_progress(self._run, self._config)
+
     def _validate(self, speed: float) -> bool:
         """Score the validation crops, log, remember the best weights; True where training should stop."""
-        progress, own, candidate = self._progress, self.plan.state(), self._candidate()
-        self.plan.restore({**own, "values": candidate}, progress.step)
-        loss, f = validation_scores(self.plan, self._name, self._validation)
-        labels = self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
-        self.plan.restore(own, progress.step)
+        progress = self._progress
+        with self._as_kept() as candidate:
+            loss, f = validation_scores(self.plan, self._name, self._validation)
         progress.rises = progress.rises + 1 if loss > progress.validation_loss else 0
         progress.validation_loss = loss
         progress.checks_since_best += 1
@@ -204,8 +222,7 @@ class Trainer:
             }
         )
         progress.loss_sum, progress.loss_count = 0.0, 0
-        save_crops(self._run, self._name, progress.step, self._shown, labels)
-        write_progress(self._run, self._config)
+        self._picture()
         patience, rises = self._train.patience, self._train.stop_after_rises
         return bool((patience and progress.checks_since_best >= patience) or (rises and progress.rises >= rises))
 

@@ -141,5 +141,5 @@ def _crops(the_run: Run) -> str:
             figures.append(figure(image, f"{name}, step {int(path.stem.rpartition('-')[2]):,}"))
     if not figures:
         return ""
-    text = "<p>What the network sees, its labels, the truth. Those of earlier validations are in validation/.</p>"
+    text = "<p>What the network sees, its labels, the truth. Earlier ones are in validation/.</p>"
     return f'{text}<div class="sheets">{"".join(figures)}</div>'

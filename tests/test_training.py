@@ -123,6 +123,17 @@ def test_a_training_can_be_watched_and_its_crops_are_of_the_weights_that_would_b
     np.testing.assert_array_equal(shown, np.hstack(list(label_picture(np.array((0, 2), np.uint8)[labels]))))
 
 
+def test_crops_are_shown_after_every_epoch_in_which_losses_were_read(tmp_path, faces):
+    run, config = start(tmp_path / "run", "train.steps=34", "train.validate_every=34")
+    train(run, config, [faces[0][:4], faces[1][:1]], network="stage1")  # an epoch is two steps, a reading each 16
+    assert sorted(path.stem for path in (run.folder / "validation").iterdir()) == [
+        "stage1-000016", "stage1-000032", "stage1-000034",
+    ]  # fmt: skip
+    slow, config = start(tmp_path / "slow", "train.steps=34", "train.validate_every=34", "train.batch=1")
+    train(slow, config, [faces[0] * 4, faces[1][:1]], network="stage1")  # an epoch is 20 steps
+    assert sorted(path.stem for path in (slow.folder / "validation").iterdir()) == ["stage1-000032", "stage1-000034"]
+
+
 def test_a_finished_network_is_not_trained_again(tmp_path, faces):
     run, config = start(tmp_path / "run", "train.steps=2")
     train(run, config, faces)
