@@ -53,10 +53,11 @@ def f_of_counts(tp: float, fp: float, fn: float) -> float | None:
 
 
 def region_counts(matrix: np.ndarray, ids: tuple[int, ...]) -> np.ndarray:
-    """TP, FP and FN of the given ids merged into one region, from a confusion matrix."""
-    index = list(ids)
-    tp = matrix[np.ix_(index, index)].sum()
-    return np.array([tp, matrix[:, index].sum() - tp, matrix[index].sum() - tp])
+    """TP, FP and FN, (3, ...), of the given ids merged into one region, from confusion matrices (..., L, L)."""
+    index, both = list(ids), (-2, -1)
+    columns = matrix[..., index]
+    tp = columns[..., index, :].sum(both)
+    return np.stack([tp, columns.sum(both) - tp, matrix[..., index, :].sum(both) - tp])
 
 
 def mean_f(matrix: np.ndarray) -> float:
@@ -71,12 +72,17 @@ def f_measures(matrix: np.ndarray) -> dict[str, float | None]:
     ``overall_micro`` sums TP, FP and FN over the six parts, so that a nose pixel called lip is an error;
     ``overall_union`` takes the six parts as one region. The two are not comparable.
     """
+    return {name: f_of_counts(*count) for name, count in _measured(matrix).items()}
+
+
+def _measured(matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """TP, FP and FN, (3, ...), of each of `MEASURES`, from confusion matrices (..., 9, 9)."""
     counts = {name: region_counts(matrix, ids) for name, ids in MERGED.items()}
-    result = {name: f_of_counts(*count) for name, count in counts.items()}
-    result["mouth"] = f_of_counts(*region_counts(matrix, MOUTH))
-    result["overall_micro"] = f_of_counts(*np.sum(list(counts.values()), axis=0))
-    result["overall_union"] = f_of_counts(*region_counts(matrix, tuple(range(1, len(PARTS)))))
-    return result
+    overall = np.sum(list(counts.values()), axis=0)
+    counts["mouth"] = region_counts(matrix, MOUTH)
+    counts["overall_micro"] = overall
+    counts["overall_union"] = region_counts(matrix, tuple(range(1, len(PARTS))))
+    return counts
 
 
 def bootstrap(
@@ -103,11 +109,9 @@ def bootstrap(
     if not count:
         return dict.fromkeys(MEASURES)
     draws = rng.multinomial(count, np.full(count, 1 / count), rounds)
-    pooled = np.tensordot(draws, stack, 1)
-    scores = [f_measures(matrix) for matrix in pooled]
     ends = [(1 - level) / 2, (1 + level) / 2]
     found = {}
-    for measure in MEASURES:
-        values = [value for score in scores if (value := score[measure]) is not None]
-        found[measure] = np.quantile(values, ends).tolist() if len(values) == rounds else None
+    for measure, (tp, fp, fn) in _measured(np.tensordot(draws, stack, 1)).items():
+        everywhere = (tp + fp + fn > 0).all()
+        found[measure] = np.quantile(2 * tp / (2 * tp + fp + fn), ends).tolist() if everywhere else None
     return found
