@@ -21,6 +21,7 @@ from PIL import Image
 from icnn.errors import InputError
 from icnn.palette import MIRRORED, PARTS, SMITH_FILES
 from icnn.photograph import decode, mistake, quiet, there, to_grey, to_rgb
+from minicnn.checkpoint import atomic_path
 
 SPLITS = ("exemplars", "tuning", "testing")
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -305,11 +306,13 @@ def write_face(root: str | os.PathLike[str], name: str, image: np.ndarray, maps:
     with _writing(root):
         (root / "images").mkdir(parents=True, exist_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(image)).save(root / "images" / f"{name}.jpg", quality=95)
+        with atomic_path(root / "images" / f"{name}.jpg") as path:
+            Image.fromarray(np.ascontiguousarray(image)).save(path, "JPEG", quality=95)
         for part, files in enumerate(SMITH_FILES):
             for i, kk in enumerate(files):
                 pixels = maps[..., part] if i == 0 else np.zeros(maps.shape[:2], np.uint8)
-                Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{name}_lbl{kk}.png")
+                with atomic_path(folder / f"{name}_lbl{kk}.png") as path:
+                    Image.fromarray(np.ascontiguousarray(pixels)).save(path, "PNG")
 
 
 def write_split(root: str | os.PathLike[str], split: str, names: Iterable[str]) -> None:
@@ -327,7 +330,8 @@ def write_split(root: str | os.PathLike[str], split: str, names: Iterable[str]) 
         lines.append(f"{index} , {name}\n")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(lines), "utf-8", newline="\n")
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(lines), "utf-8", newline="\n")
 
 
 def find_helen() -> Path | None:

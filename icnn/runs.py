@@ -1,17 +1,20 @@
 """The folder of a training: settings, weights, log, state to go on from."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from icnn.config import Config, save_config
 from icnn.errors import InputError
-from minicnn.checkpoint import atomic_path, load_tensors, save_tensors
+from minicnn.checkpoint import atomic_path, load_tensors, remove_unfinished, save_tensors
 
 
 @dataclass
@@ -67,10 +70,35 @@ class Run:
         InputError
             If the folder exists and is not empty.
         """
-        folder = folder or Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        run = cls(folder or Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+        run.require_new()
+        return run
+
+    def require_new(self) -> None:
+        """Raise InputError if there is anything in the folder, but for what a killed process leaves in a new one."""
+        folder = self.folder
+        if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
             raise InputError(f"{folder}: expected a new or empty folder; --resume {folder} goes on with a training")
-        return cls(folder)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While it lasts, no other process can hold this run; the system ends it with the process, however it ends.
+
+        Raises
+        ------
+        InputError
+            If another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"{self.folder}: another process trains in this folder; wait for it to end") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def config_path(self) -> Path:
@@ -87,11 +115,13 @@ class Run:
         return path
 
     def open(self, config: Config) -> None:
-        """Make what is missing of the folder, and write config.toml."""
-        for part in (self.folder, self.folder / "weights", self.folder / "state"):
-            part.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.folder / "config.toml") as path:
+        """Write config.toml, make what is missing of the folder, and clear away what a kill has left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.folder / "config.toml") as path:  # first: with it the folder is one that can be resumed
             save_config(config, path)
+        for name in ("", "weights", "state", "validation"):
+            (self.folder / name).mkdir(exist_ok=True)
+            remove_unfinished(self.folder / name)
 
     def weights_path(self, network: str) -> Path:
         """Where the weights of one network lie."""
@@ -100,9 +130,11 @@ class Run:
     # ---- log.jsonl
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append one line."""
+        """Append one line, which is on the disk when this returns."""
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines; one that a kill has cut off is dropped."""
@@ -118,7 +150,7 @@ class Run:
                     continue
 
     def forget_log(self, network: str, after: int) -> None:
-        """Drop a network's lines later than step `after`: a resumed training writes them again."""
+        """Drop a network's lines later than step `after`, and what is left of one: a resumed training writes them."""
         kept = [entry for entry in self._log_entries() if entry.get("network") != network or entry["step"] <= after]
         with atomic_path(self.folder / "log.jsonl") as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))

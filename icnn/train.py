@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,27 +46,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.resume and (options.out or options.config):
         parser.error("--resume RUN has its own folder and settings: leave out --out, --config")
-    with Signals() as signals:
+    with Signals() as signals, ExitStack() as held:
         the_run = Run(options.resume) if options.resume else Run.new(options.out)
         config = _settings(options, the_run)
+        if options.resume:
+            held.enter_context(the_run.locked())
         backend, reason = choose_backend(options.backend)
         print(f"{the_run.folder}: {reason}", flush=True)
         splits = load_splits(config)
         require_parts(splits.exemplars)
         signals.check()
-        the_run.open(config)  # nothing is written before all that a user can get wrong is checked
-        for name in NETWORKS:
-            done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
-            print(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}", flush=True)
-        pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
-        pipeline.average, pipeline.recentre = config.evaluate.average, config.evaluate.recentre
-        fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
-        for name in NETWORKS:
-            beta, beta0 = pipeline.pairs.get(name, PLAIN)
-            _add_metadata(the_run, name, beta=beta, beta0=beta0, average=pipeline.average, recentre=pipeline.recentre)
-        result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals)
-        _write_results(the_run, config, splits, pipeline, fits, result)
+        if not options.resume:  # nothing is written before all that a user can get wrong is checked
+            held.enter_context(the_run.locked())
+            the_run.require_new()  # another process may have been faster
+        the_run.open(config)
+        _train(the_run, config, splits, backend, signals)
     return 0
+
+
+def _train(the_run: Run, config: Config, splits: Splits, backend: str, signals: Signals) -> None:
+    """Everything from the first network to the report; of what an earlier process has done, nothing is done again."""
+    for name in NETWORKS:
+        done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
+        print(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}", flush=True)
+    pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
+    pipeline.average, pipeline.recentre = config.evaluate.average, config.evaluate.recentre
+    fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
+    for name in NETWORKS:
+        beta, beta0 = pipeline.pairs.get(name, PLAIN)
+        _add_metadata(the_run, name, beta=beta, beta0=beta0, average=pipeline.average, recentre=pipeline.recentre)
+    result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals)
+    _write_results(the_run, config, splits, pipeline, fits, result)
 
 
 def _parser() -> Parser:

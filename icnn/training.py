@@ -57,9 +57,9 @@ def train_network(
     if name == "stage1":
         metadata["layout"] = _layout(faces, train.centre)
         metadata["side"] = str(np.mean([max(face.pixels.shape[:2]) for face in faces]))
-    done = trainer.train(batches, signals)
+    trainer.train(batches, signals)
     trainer.plan.save(run.weights_path(name), **metadata)
-    return done
+    return trainer.finish()  # after the weights: a kill between the two makes them again
 
 
 def _layout(faces: Sequence[Face], rule: str) -> str:
@@ -113,7 +113,17 @@ class Trainer:
         self.plan.restore(tensors, progress.step)
         self._run.forget_log(self._name, progress.step)
 
-    def train(self, batches: Batches, signals: Signals) -> Progress:
+    @property
+    def _over(self) -> bool:
+        """Whether the last step is made, or a stopping rule applied at the last validation."""
+        progress, settings = self._progress, self._train
+        return (
+            progress.step >= settings.steps
+            or bool(settings.patience and progress.checks_since_best >= settings.patience)
+            or bool(settings.stop_after_rises and progress.rises >= settings.stop_after_rises)
+        )
+
+    def train(self, batches: Batches, signals: Signals) -> None:
         """Run to the last step or until a stopping rule applies; then the plan holds the weights to keep."""
         progress, steps = self._progress, self._train.steps
         if progress.step == 0:
@@ -122,7 +132,7 @@ class Trainer:
         started, seen = time.perf_counter(), 0
         pictured = batches.epochs(progress.step)
         with bar:
-            for batch in batches.ahead(progress.step, steps):
+            for batch in batches.ahead(progress.step, progress.step if self._over else steps):
                 if signals.number:
                     self._read_losses()
                     self._save()
@@ -141,16 +151,19 @@ class Trainer:
                         pictured = batches.epochs(progress.step)
                 bar.update()
                 if validate:
-                    stop = self._validate(speed)
+                    self._validate(speed)
                     self._save()
                     started, seen = time.perf_counter(), 0
-                    if stop:
+                    if self._over:
                         break
         kept = self._best if self._train.keep == "best" else self._candidate()
         self.plan.restore({**self.plan.state(), "values": kept}, progress.step)
-        progress.finished = True
+
+    def finish(self) -> Progress:
+        """Note that the weights are where they belong."""
+        self._progress.finished = True
         self._save()
-        return progress
+        return self._progress
 
     def _step(self, batch: Batch) -> None:
         loss = self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights)
@@ -199,8 +212,8 @@ class Trainer:
         save_crops(self._run, self._name, self._progress.step, self._shown, labels)
         write_progress(self._run, self._config)
 
-    def _validate(self, speed: float) -> bool:
-        """Score the validation crops, log, remember the best weights; True where training should stop."""
+    def _validate(self, speed: float) -> None:
+        """Score the validation crops, log, remember the best weights."""
         progress = self._progress
         with self._as_kept() as candidate:
             loss, f = validation_scores(self.plan, self._name, self._validation)
@@ -223,8 +236,6 @@ class Trainer:
         )
         progress.loss_sum, progress.loss_count = 0.0, 0
         self._picture()
-        patience, rises = self._train.patience, self._train.stop_after_rises
-        return bool((patience and progress.checks_since_best >= patience) or (rises and progress.rises >= rises))
 
 
 def schedule_of(train: Train) -> Schedule:

@@ -50,9 +50,7 @@ def save_crops(the_run: Run, network: str, step: int, validation: Batch, labels:
     images = np.clip(128 + 56 * validation.images, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     rows = images, label_picture(ids[labels]), label_picture(ids[validation.labels])
     sheet = np.vstack([np.hstack(list(row)) for row in rows])
-    folder = the_run.folder / "validation"
-    folder.mkdir(exist_ok=True)
-    with atomic_path(folder / f"{network}-{step:06}.png") as path:
+    with atomic_path(the_run.folder / "validation" / f"{network}-{step:06}.png") as path:
         Image.fromarray(sheet).save(path, "PNG")
 
 

@@ -16,11 +16,18 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read, or does not fit the network; the text names the file."""
 
 
+#: End of the names of files that are being written; a kill may leave one behind.
+UNFINISHED = ".unfinished"
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, flush it and rename it to `path`."""
+    """Yield a temporary path beside `path`; when the block ends well, flush it and rename it to `path`.
+
+    Whenever the process or the machine stops, `path` is what it was or what it is to be, never a part of it.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -29,8 +36,26 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp makes it private
         temporary.replace(path)
+        _flush_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk; without it a rename may be lost with the machine's power."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such thing
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed writers have left in a folder; only where nobody else writes into it."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 #: Version of what sealed files say; one of another is refused.

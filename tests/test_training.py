@@ -14,6 +14,7 @@ from PIL import Image
 from icnn.batches import Batch, samples_of, validation_batch
 from icnn.command import NotFiniteError, StopError
 from icnn.config import Train, load_config
+from icnn.errors import InputError
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
 from icnn.pictures import label_picture
@@ -238,6 +239,61 @@ def test_training_stops_when_configured(tmp_path, faces, monkeypatch, settings, 
     run, config = start(tmp_path / "run", "train.steps=8", *settings)
     train(run, config, faces)
     assert run.load_state("eye")[1].step == stopped_at
+
+
+def test_a_kill_after_a_stopping_rule_applied_does_not_train_on(tmp_path, faces, monkeypatch):
+    results = iter([(1, 0.5), (1, 0.4), (1, 0.9)])
+    monkeypatch.setattr("icnn.training.validation_scores", lambda *_: next(results))
+    run, config = start(tmp_path / "run", "train.steps=8", "train.patience=1")
+    monkeypatch.setattr(Trainer, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, config, faces)
+    kept = weights(run)
+    monkeypatch.undo()
+    run.weights_path("eye").unlink()  # a kill a little earlier: the weights were not yet written
+    train(run, config, faces)
+    assert run.load_state("eye")[1].step == 4 and run.load_state("eye")[1].finished
+    for name, tensor in kept.items():
+        np.testing.assert_array_equal(tensor, weights(run)[name])
+
+
+def killed(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_line_that_a_kill_cut_off_is_gone_after_the_resume(tmp_path, faces):
+    run, config = start(tmp_path / "run")
+    with pytest.raises(StopError):
+        train(run, config, faces, signals=SignalAfter(3))
+    with (run.folder / "log.jsonl").open("a") as file:
+        file.write('{"network": "eye", "step": 4, "lo')
+    train(*resume(run.folder), faces)
+    lines = (run.folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4, 6]
+
+
+def test_one_process_holds_a_run(tmp_path):
+    run, config = start(tmp_path / "run")
+    with run.locked():
+        other = subprocess.run(
+            [sys.executable, "-m", "icnn.train", "--resume", str(run.folder)],
+            cwd=ROOT, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert other.returncode == 2
+    assert other.stderr == f"icnn.train: {run.folder}: another process trains in this folder; wait for it to end\n"
+    with run.locked():
+        run.open(config)
+
+
+def test_what_a_kill_leaves_of_a_new_run_does_not_stand_in_its_way(tmp_path):
+    folder = tmp_path / "run"
+    with Run.new(folder).locked():
+        (folder / ".config.toml.x1.unfinished").touch()
+    the_run = Run.new(folder)
+    the_run.open(load_config())
+    assert not list(folder.rglob("*.unfinished"))
+    with pytest.raises(InputError, match="--resume"):
+        Run.new(folder)
 
 
 def test_stage_1_weights_carry_the_layout_of_the_training_faces(tmp_path, faces):
