@@ -184,8 +184,7 @@ def to_grey(image: Image.Image, path: Path) -> np.ndarray:
 
 def mistake(file: str | Path, expected: str, got: str, hint: str) -> InputError:
     """The error that names a file, what was expected of it, what came, and what to try."""
-    text = f"{file}: expected {expected}, got {got}; {hint}"
-    return InputError(" ".join(text.splitlines()))  # a path or Pillow's own words may hold a line break
+    return InputError(f"{file}: expected {expected}, got {got}; {hint}")
 
 
 def there(path: Path, test: Callable[[Path], bool]) -> bool:

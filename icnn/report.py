@@ -77,11 +77,20 @@ def read_run(folder: Path, name: str) -> Compared:
     the_run = Run(folder)
     config = load_config(the_run.config_path)
     path = folder / "evaluation.json"
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise InputError(f"{path}: expected the scores of a run, got no JSON ({error}); train --resume it") from None
+    evaluation = _read_scores(path) if path.exists() else {}
     return Compared(name, flat(config), the_run.read_log(), evaluation)
+
+
+def _read_scores(path: Path) -> dict[str, Any]:
+    wrong = InputError(f"{path}: expected the scores of a run, got something else; train --resume makes it anew")
+    try:
+        evaluation = json.loads(path.read_text("utf-8"))
+        scores = [f for crops in evaluation["crops"].values() for f in crops.values() if f is not None]
+        if not isinstance(evaluation["split"], str) or not all(0 <= f <= 1 for f in scores):
+            raise wrong
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        raise wrong from None
+    return evaluation
 
 
 # ---------------------------------------------------------------- tables

@@ -1,10 +1,11 @@
 """The folder of a training: settings, weights, log, state to go on from."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from icnn.config import Config, save_config
 from icnn.errors import InputError
-from minicnn.checkpoint import atomic_path, load_tensors, remove_unfinished, save_tensors
+from icnn.parts import NETWORKS
+from minicnn.checkpoint import CheckpointError, atomic_path, load_tensors, remove_unfinished, save_tensors
 
 
 @dataclass
@@ -137,21 +139,14 @@ class Run:
             os.fsync(file.fileno())
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All whole lines; one that a kill has cut off is dropped."""
-        return list(self._log_entries())
-
-    def _log_entries(self) -> Iterator[dict[str, Any]]:
+        """All whole lines; one that a kill has cut off, or that is none of ours, is dropped."""
         path = self.folder / "log.jsonl"
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+        return [entry for line in lines if (entry := _log_entry(line)) is not None]
 
     def forget_log(self, network: str, after: int) -> None:
         """Drop a network's lines later than step `after`, and what is left of one: a resumed training writes them."""
-        kept = [entry for entry in self._log_entries() if entry.get("network") != network or entry["step"] <= after]
+        kept = [entry for entry in self.read_log() if entry["network"] != network or entry["step"] <= after]
         with atomic_path(self.folder / "log.jsonl") as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
 
@@ -174,4 +169,27 @@ class Run:
         if not path.exists():
             return None
         tensors, metadata = load_tensors(path)
-        return tensors, Progress(**json.loads(metadata["progress"]))
+        try:
+            progress = Progress(**json.loads(metadata["progress"]))
+        except (KeyError, TypeError, ValueError, RecursionError):
+            progress = None
+        if progress is None or any(type(value) is not type(was) for value, was in _fields_beside(progress)):
+            raise CheckpointError(f"{path}: expected the state of a training with its progress, found none")
+        return tensors, progress
+
+
+def _fields_beside(progress: Progress) -> list[tuple[object, object]]:
+    """Each value beside what it is at first, which tells its type."""
+    first = Progress()
+    return [(getattr(progress, one.name), getattr(first, one.name)) for one in fields(Progress)]
+
+
+def _log_entry(line: str) -> dict[str, Any] | None:
+    """A line of log.jsonl: a network, a step, and finite numbers; None for anything else."""
+    try:
+        entry = json.loads(line)
+        numbers = {key: value for key, value in entry.items() if key != "network" and value is not None}
+        sound = entry["network"] in NETWORKS and type(entry["step"]) is int
+        return entry if sound and all(math.isfinite(value) for value in numbers.values()) else None
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
+        return None
