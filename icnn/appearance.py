@@ -86,6 +86,11 @@ class Appearance:
             occluder=occluder,
         )
 
+    def skip(self, size: int, rng: np.random.Generator) -> None:
+        """Draw what `apply` would draw for an input of this size: whoever leaves an input out stays in step."""
+        if self.noise > 0:
+            rng.standard_normal((size, size, 3), np.float32)
+
     def apply(self, values: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The changed colours.
 

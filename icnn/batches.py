@@ -152,32 +152,37 @@ class Batches:
             numbers.append(int(permutations[epoch][place]))
         return numbers
 
-    def make(self, step: int) -> Batch:
-        """The batch of the step-th update, counted from 0."""
+    def make(self, step: int, part: slice | None = None) -> Batch:
+        """The batch of the step-th update, counted from 0, or the same samples of it whoever makes the others."""
         rng = generator(self._seed, self._network, AUGMENT, step)
-        settings = self._augment
+        settings, size = self._augment, NETWORKS[self._network].size
         shared = Draw.random(rng, settings) if settings.draw == "batch" else None
 
         def recolour(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
             return Appearance.random(rng, settings).apply(values, inside, rng)
 
-        made = [
-            make_sample(self._samples[number], shared or Draw.random(rng, settings), self._train.label_rule, recolour)
-            for number in self.order(step)
-        ]
+        numbers = self.order(step)
+        wanted = range(len(numbers))[part or slice(None)]
+        made = []
+        for place, number in enumerate(numbers):
+            draw = shared or Draw.random(rng, settings)
+            if place in wanted:
+                made.append(make_sample(self._samples[number], draw, self._train.label_rule, recolour))
+            else:
+                Appearance.random(rng, settings).skip(size, rng)
         images, labels, weights = (np.stack(arrays) for arrays in zip(*made, strict=True))
         if self._train.part_weight != 1:
             weights[labels > 0] *= self._train.part_weight
         return Batch(images, labels, weights)
 
-    def ahead(self, first: int, stop: int, depth: int = 2) -> Iterator[Batch]:
-        """Batches first .. stop - 1, `depth` of them made in advance by a thread."""
+    def ahead(self, first: int, stop: int, depth: int = 2, part: slice | None = None) -> Iterator[Batch]:
+        """Batches first .. stop - 1, or a part of each, `depth` of them made in advance by a thread."""
         with ThreadPoolExecutor(1, "batches") as pool:
             upcoming = deque()
             try:
                 for step in range(first, stop):
                     while len(upcoming) < depth and step + len(upcoming) < stop:
-                        upcoming.append(pool.submit(self.make, step + len(upcoming)))
+                        upcoming.append(pool.submit(self.make, step + len(upcoming), part))
                     yield upcoming.popleft().result()
             finally:
                 for future in upcoming:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from icnn.errors import InputError
 from minicnn.checkpoint import CheckpointError
 from minicnn.kernels import BackendError
+from minicnn.team import TeamError, end_all, launched_rank
 
 Item = TypeVar("Item")
 
@@ -111,7 +113,10 @@ def progress(items: Iterable[Item], description: str, total: int | None = None) 
 
 
 def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 success, 2 a user's mistake, 3 a loss became NaN, 130 / 143 stopped by a signal."""
+    """Run a command and exit: 0 success, 2 a user's mistake, 3 a loss became NaN, 130 / 143 stopped by a signal.
+
+    Of processes that an MPI launcher has started, the first that fails ends all: the others wait for it.
+    """
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
         print(f"{name}: warning: {message}", file=sys.stderr)
@@ -119,7 +124,7 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
     warnings.showwarning = show
     try:
         code = main(argv)
-    except (InputError, CheckpointError, BackendError) as error:
+    except (InputError, CheckpointError, BackendError, TeamError) as error:
         code = _complain(name, str(error), MISTAKE)
     except NotFiniteError as error:
         code = _complain(name, str(error), NOT_FINITE)
@@ -133,6 +138,12 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         code = _complain(name, f"{where}{error.strerror or error}", MISTAKE)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    if code:
+        end_all(code)
     raise SystemExit(code)
 
 
@@ -171,8 +182,14 @@ def compilation_announced() -> Iterator[None]:
             print(f"compiled {handler.count} kernels in {seconds:.0f} s; the next run finds them", file=sys.stderr)
 
 
+_PRECEDENCE = 5.0  # seconds that the others leave to the first process, which mostly fails for the same reason
+
+
 def _complain(name: str, text: str, code: int) -> int:
-    print(f"{name}: {' '.join(text.split())}", file=sys.stderr)
+    if rank := launched_rank():
+        time.sleep(_PRECEDENCE)
+        name = f"{name}: process {rank}"
+    print(f"{name}: {' '.join(text.split())}", file=sys.stderr, flush=True)
     return code
 
 

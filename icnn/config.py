@@ -30,6 +30,7 @@ class Train:
     """One network's training (Sec. 2.5 and 4.2)."""
 
     batch: int = 10
+    shards: int = 1  # parts whose gradients are summed; MPI processes take at least one each
     steps: int = 4000
     lr: float = 0.05
     schedule: str = "cosine"  # or "constant"; cosine falls to 0 at the last step
@@ -148,6 +149,7 @@ _RANGES = {
     "train.batch": (1, 4096),
     "train.steps": (1, 10**9),
     "train.lr": (0, 1e38),
+    "train.shards": (1, 4096),
     "train.warmup": (0, 1),
     "train.momentum": (0, 0.999999),
     "train.weight_decay": (0, 1e6),

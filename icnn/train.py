@@ -1,6 +1,8 @@
 """``python -m icnn.train``: train the five networks, fit the modulation, evaluate end to end, write the report."""
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,6 +16,7 @@ from icnn.batches import require_parts
 from icnn.command import Parser, Signals, existing_folder, progress, run
 from icnn.config import Config, config_text, load_config
 from icnn.dataset import Face, SmithFolder
+from icnn.errors import InputError
 from icnn.evaluation import Evaluation, evaluate, fit_pairs
 from icnn.metrics import confusion, f_measures
 from icnn.modulation import PLAIN, Fit
@@ -23,9 +26,11 @@ from icnn.pipeline import Pipeline, load_pipeline
 from icnn.runs import Run, write_json
 from icnn.showcase import pipeline_example, result_examples
 from icnn.synthetic import synthetic_faces
-from icnn.training import train_network
+from icnn.training import shard_count, train_network
 from minicnn.checkpoint import load_tensors, save_tensors
 from minicnn.kernels import choose_backend
+from minicnn.plan import VERSION
+from minicnn.team import Team, join
 
 #: Training and validation images of the paper (Sec. 4.1).
 PAPER_SPLIT = (2000, 230)
@@ -46,29 +51,62 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.resume and (options.out or options.config):
         parser.error("--resume RUN has its own folder and settings: leave out --out, --config")
+    team = join()
     with Signals() as signals, ExitStack() as held:
         the_run = Run(options.resume) if options.resume else Run.new(options.out)
-        config = _settings(options, the_run)
-        if options.resume:
+        config = _settings(options, the_run, team)
+        if options.resume and team.rank == 0:
             held.enter_context(the_run.locked())
         backend, reason = choose_backend(options.backend)
-        print(f"{the_run.folder}: {reason}", flush=True)
+        _say(team, f"{the_run.folder}: {reason}")
         splits = load_splits(config)
         require_parts(splits.exemplars)
+        require_same(team, config, splits)
         signals.check()
-        if not options.resume:  # nothing is written before all that a user can get wrong is checked
-            held.enter_context(the_run.locked())
-            the_run.require_new()  # another process may have been faster
-        the_run.open(config)
-        _train(the_run, config, splits, backend, signals)
+        if team.rank == 0:
+            if not options.resume:  # nothing is written before all that a user can get wrong is checked
+                held.enter_context(the_run.locked())
+                the_run.require_new()  # another process may have been faster
+            the_run.open(config)
+        for name in NETWORKS:
+            done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals, team)
+            _say(team, f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}")
+        if team.rank == 0:
+            _evaluate(the_run, config, splits, backend, signals)
     return 0
 
 
-def _train(the_run: Run, config: Config, splits: Splits, backend: str, signals: Signals) -> None:
-    """Everything from the first network to the report; of what an earlier process has done, nothing is done again."""
-    for name in NETWORKS:
-        done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals)
-        print(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}", flush=True)
+def _say(team: Team, text: str) -> None:
+    if team.rank == 0:
+        print(text, flush=True)
+
+
+def require_same(team: Team, config: Config, splits: Splits) -> None:
+    """Make sure that all processes of a team have the same settings, faces and program.
+
+    Raises
+    ------
+    InputError
+        If not, in every process.
+    """
+    for network in NETWORKS:
+        shard_count(config.for_network(network)[0], team)
+    if team.size == 1:
+        return
+    found = {"settings": hashlib.sha256(config_text(replace(config, data="", threads=0)).encode())}
+    found["versions of the program"] = hashlib.sha256(VERSION.encode())
+    found["faces"] = hashlib.sha256()
+    for face in (*splits.exemplars, *splits.tuning):
+        found["faces"].update(face.name.encode())
+        found["faces"].update(face.pixels.data)
+    for what, digest in found.items():
+        number = int.from_bytes(digest.digest()[:4], "big")
+        if team.most(number) != -team.most(-number):
+            raise InputError(f"expected the same {what} in all {team.size} processes, got others in some of them")
+
+
+def _evaluate(the_run: Run, config: Config, splits: Splits, backend: str, signals: Signals) -> None:
+    """Fit the modulation, parse the split that is asked for, and write weights with their card, figures and report."""
     pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
     pipeline.average, pipeline.recentre = config.evaluate.average, config.evaluate.recentre
     fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
@@ -102,13 +140,15 @@ def _parser() -> Parser:
     return parser
 
 
-def _settings(options, the_run: Run) -> Config:
+def _settings(options, the_run: Run, team: Team) -> Config:
     """The settings of the run; options given on the command line win over the configuration."""
     config = load_config(the_run.config_path if options.resume else options.config, options.set)
     if options.data:
         config = replace(config, data=str(options.data.resolve()))
     if options.threads:
         config = replace(config, threads=options.threads)
+    elif team.neighbours > 1:  # on one machine: they share its cores
+        config = replace(config, threads=max(1, len(os.sched_getaffinity(0)) // team.neighbours))
     if options.final:
         config = replace(config, evaluate=replace(config.evaluate, split="testing"))
     return config

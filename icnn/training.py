@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 from icnn.augment import Letterbox
 from icnn.batches import WEIGHTS, Batch, Batches, samples_of, spawned, validation_batch
-from icnn.command import NotFiniteError, Signals, compilation_announced
+from icnn.command import NotFiniteError, Signals, StopError, compilation_announced
 from icnn.config import Config, Train
 from icnn.dataset import Face
+from icnn.errors import InputError
 from icnn.localise import mean_layout, part_centres
 from icnn.metrics import confusion, mean_f
 from icnn.network import icnn_graph
@@ -22,6 +23,7 @@ from icnn.runs import Progress, Run
 from icnn.watch import CROPS, save_crops, shown_crops, write_progress
 from minicnn import SGD, Plan
 from minicnn.sgd import Constant, Cosine, Schedule
+from minicnn.team import ALONE, Team, sharded_step, shards_of
 
 
 def train_network(
@@ -32,8 +34,11 @@ def train_network(
     run: Run,
     backend: str,
     signals: Signals,
+    team: Team = ALONE,
 ) -> Progress:
     """Train one network and write its weights; goes on from the run's state if there is one.
+
+    Of a team all processes call this, with the same arguments; the first one writes.
 
     Raises
     ------
@@ -44,12 +49,14 @@ def train_network(
     StopError
         After a signal; the run's state is that of this very step.
     """
+    team.wait()  # for what the first has written of the network before
     if (state := run.load_state(name)) is not None and state[1].finished:
         return state[1]
+    team.wait()  # until all have read the state that the first will overwrite
     train, augment = config.for_network(name)
     samples = samples_of(name, faces, train.centre)
     validation = validation_batch(samples_of(name, validation_faces, train.centre), train)
-    trainer = Trainer(name, train, config, run, backend, validation)
+    trainer = Trainer(name, train, config, run, backend, validation, team)
     if state is not None:
         trainer.restore(*state)
     batches = Batches(name, samples, train, augment, config.seed)
@@ -58,7 +65,8 @@ def train_network(
         metadata["layout"] = _layout(faces, train.centre)
         metadata["side"] = str(np.mean([max(face.pixels.shape[:2]) for face in faces]))
     trainer.train(batches, signals)
-    trainer.plan.save(run.weights_path(name), **metadata)
+    if team.rank == 0:
+        trainer.plan.save(run.weights_path(name), **metadata)
     return trainer.finish()  # after the weights: a kill between the two makes them again
 
 
@@ -85,19 +93,31 @@ class Trainer:
     run : Run
     backend : str
     validation : Batch
+    team : Team
+        Processes that train together; all but the first write nothing.
+
+    Raises
+    ------
+    InputError
+        If the batch cannot be cut into the shards, or the shards not be shared by the team.
     """
 
-    def __init__(self, name: str, train: Train, config: Config, run: Run, backend: str, validation: Batch):
+    def __init__(
+        self, name: str, train: Train, config: Config, run: Run, backend: str, validation: Batch, team: Team = ALONE
+    ):
         network = NETWORKS[name]
         graph = icnn_graph(network.labels, network.size, config.network.preset)
         seed = spawned(config.seed, name, WEIGHTS)
-        self.plan = Plan(graph, train.batch, backend, seed=seed, threads=config.threads or None)
+        self._team = team
+        self._shards = own_shards(train, self._team)
+        largest = max(shard.stop - shard.start for shard in shards_of(train.batch, shard_count(train, self._team)))
+        self.plan = Plan(graph, largest, backend, seed=seed, threads=config.threads or None)
         self._name = name
         self._train = train
         self._config = config
         self._run = run
         self._validation = validation
-        shown = shown_crops(validation, min(CROPS, train.batch))
+        shown = shown_crops(validation, min(CROPS, largest))
         self._shown = Batch(*(array[shown] for array in validation))
         self._optimiser = SGD(schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink)
         self._best = self.plan.state()["values"]
@@ -111,7 +131,8 @@ class Trainer:
         self._average = tensors.get("average", self._average)  # there if the settings ask for it
         self._progress = progress
         self.plan.restore(tensors, progress.step)
-        self._run.forget_log(self._name, progress.step)
+        if self._team.rank == 0:
+            self._run.forget_log(self._name, progress.step)
 
     @property
     def _over(self) -> bool:
@@ -131,15 +152,17 @@ class Trainer:
         bar = tqdm(total=steps, initial=progress.step, desc=self._name, unit="step", disable=None, dynamic_ncols=True)
         started, seen = time.perf_counter(), 0
         pictured = batches.epochs(progress.step)
+        stop = progress.step if self._over else steps
+        part = slice(self._shards[0].start, self._shards[-1].stop)
         with bar:
-            for batch in batches.ahead(progress.step, progress.step if self._over else steps):
-                if signals.number:
+            for batch in batches.ahead(progress.step, stop, part=part):
+                if number := self._team.most(signals.number):  # all stop at the same step
                     self._read_losses()
                     self._save()
-                    signals.check()
+                    raise StopError(number)
                 with compilation_announced():
                     self._step(batch)
-                seen += len(batch.images)
+                seen += self._train.batch
                 speed = seen / (time.perf_counter() - started)
                 validate = progress.step % self._train.validate_every == 0 or progress.step == steps
                 if validate or len(self._losses) == _LOSSES_A_READ:
@@ -166,7 +189,13 @@ class Trainer:
         return self._progress
 
     def _step(self, batch: Batch) -> None:
-        loss = self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights)
+        if self._team.size == len(self._shards) == 1:
+            loss = self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights)
+        else:
+            first = self._shards[0].start
+            places = [slice(shard.start - first, shard.stop - first) for shard in self._shards]
+            parts = [[array[place] for array in batch] for place in places]
+            loss = sharded_step(self.plan, parts, self._optimiser, self._team)
         self._losses.append(loss.copy())
         self._progress.step += 1
         if self._train.average and self._progress.step % _AVERAGE_EVERY == 0:
@@ -188,6 +217,8 @@ class Trainer:
             self._progress.loss_count += 1
 
     def _save(self) -> None:
+        if self._team.rank:
+            return
         tensors = {**self.plan.state(), "best": self._best}
         if self._train.average:
             tensors["average"] = self._average
@@ -207,6 +238,8 @@ class Trainer:
 
     def _picture(self) -> None:
         """Write what the network makes of a few validation crops, and the page of the training with them."""
+        if self._team.rank:
+            return
         with self._as_kept():
             labels = self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
         save_crops(self._run, self._name, self._progress.step, self._shown, labels)
@@ -216,25 +249,28 @@ class Trainer:
         """Score the validation crops, log, remember the best weights."""
         progress = self._progress
         with self._as_kept() as candidate:
-            loss, f = validation_scores(self.plan, self._name, self._validation)
+            loss, f = validation_scores(self.plan, self._name, self._validation, self._team)
         progress.rises = progress.rises + 1 if loss > progress.validation_loss else 0
         progress.validation_loss = loss
         progress.checks_since_best += 1
         if f > progress.best_f:
             progress.best_f, progress.best_step, progress.checks_since_best = f, progress.step, 0
             self._best = candidate
+        train_loss = progress.loss_sum / progress.loss_count
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        if self._team.rank:
+            return
         self._run.log(
             {
                 "network": self._name,
                 "step": progress.step,
-                "loss": progress.loss_sum / progress.loss_count,
+                "loss": train_loss,
                 "lr": self._optimiser.rate(progress.step - 1),
                 "validation_loss": loss,
                 "validation_f": f,
                 "images_per_second": round(speed, 1),
             }
         )
-        progress.loss_sum, progress.loss_count = 0.0, 0
         self._picture()
 
 
@@ -245,20 +281,49 @@ def schedule_of(train: Train) -> Schedule:
     return Cosine(train.lr, train.steps, round(train.warmup * train.steps))
 
 
-def validation_scores(plan: Plan, name: str, validation: Batch) -> tuple[float, float]:
+def shard_count(train: Train, team: Team) -> int:
+    """Into how many shards a batch is cut: as many as the settings say, or one a process.
+
+    Raises
+    ------
+    InputError
+        If there are fewer images than shards, or the processes cannot take equally many shards.
+    """
+    count = max(train.shards, team.size)
+    if count > train.batch:
+        raise InputError(
+            f"expected a batch of at least one image a shard, got train.batch {train.batch} for {count} shards; "
+            f"raise train.batch, or start fewer processes"
+        )
+    if count % team.size:
+        raise InputError(f"expected train.shards to be a multiple of the {team.size} processes, got {count}")
+    return count
+
+
+def own_shards(train: Train, team: Team) -> list[slice]:
+    """Places in the batch of the shards that this process computes, one after the other."""
+    shards = shards_of(train.batch, shard_count(train, team))
+    each = len(shards) // team.size
+    return shards[team.rank * each : (team.rank + 1) * each]
+
+
+def validation_scores(plan: Plan, name: str, validation: Batch, team: Team = ALONE) -> tuple[float, float]:
     """Mean cross-entropy over all pixels in images, and mean F of the network's labels, on crops.
 
-    In stage 1 left and right count apart; labels that neither the truth nor the prediction has do not count.
+    In stage 1 left and right count apart; labels that neither the truth nor the prediction has do not count. The
+    processes of a team share the crops, and all get the scores, which do not depend on who has which.
     """
     labels = NETWORKS[name].labels
-    matrix = np.zeros((labels, labels), np.int64)
-    loss_sum = weight_sum = 0.0
-    for start in range(0, len(validation.images), plan.batch):
-        images, truth, weights = (array[start : start + plan.batch] for array in validation)
+    starts = range(0, len(validation.images), plan.batch)
+    # A row a batch: loss times weight, weight, confusion. Each is one process's, 0 in the others: their sum is exact.
+    found = np.zeros((len(starts), 2 + labels * labels))
+    for row in range(team.rank, len(starts), team.size):
+        images, truth, weights = (array[starts[row] : starts[row] + plan.batch] for array in validation)
         logits = plan.download(plan.forward(images))
         weight = float(weights.sum(dtype=np.float64))
-        loss_sum += float(plan.loss(truth, weights)) * weight
-        weight_sum += weight
         inside = weights > 0
-        matrix += confusion(truth[inside], logits.argmax(1)[inside], labels)
-    return loss_sum / weight_sum, mean_f(matrix)
+        matrix = confusion(truth[inside], logits.argmax(1)[inside], labels)
+        found[row] = float(plan.loss(truth, weights)) * weight, weight, *matrix.ravel()
+    team.sum(found)
+    loss, weight = found[:, 0].cumsum()[-1], found[:, 1].cumsum()[-1]  # one by one: the order is that of the crops
+    return float(loss / weight), mean_f(found[:, 2:].sum(0).reshape(labels, labels).astype(np.int64))

@@ -310,6 +310,11 @@ class Plan:
         return self._store.gradients
 
     @property
+    def flat_gradients(self):
+        """All of `gradients` as one array (V,), in the order of the graph: what data-parallel processes sum."""
+        return self._store.flat_gradients
+
+    @property
     def has_input_gradient(self) -> bool:
         """Whether backward computes `input_gradient`."""
         return self.graph.input.name in self._needed

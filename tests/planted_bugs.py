@@ -425,6 +425,27 @@ BUGS = [
         "test_training.py::test_a_kill_after_a_stopping_rule_applied_does_not_train_on",
     ),
     Bug(
+        "shards' gradients count alike, whatever their weights",
+        "minicnn/team.py",
+        "total[:count] += weight * plan",
+        "total[:count] += plan",
+        "test_team.py::test_a_batch_in_shards_gives_the_gradient_of_the_whole",
+    ),
+    Bug(
+        "an input that another process makes is not drawn",
+        "icnn/batches.py",
+        "Appearance.random(rng, settings).skip(size, rng)",
+        "Appearance.random(rng, settings)",
+        "test_team.py::test_a_part_of_a_batch_is_what_it_is_in_the_whole",
+    ),
+    Bug(
+        "a process that never joined leaves the others waiting",
+        "minicnn/team.py",
+        "if launched_rank() is not None:\n        with",
+        "if False:\n        with",
+        "test_team.py::test_mistakes_end_all_with_one_line",
+    ),
+    Bug(
         "two processes train in one folder",
         "icnn/runs.py",
         "lock.acquire()",

@@ -26,6 +26,7 @@ ORDER = [
     "minicnn.graph",
     "minicnn.schedule", "minicnn.memory", "minicnn.parameters", "minicnn.loss", "minicnn.sgd", "minicnn.checkpoint",
     "minicnn.plan",
+    "minicnn.team",
     "minicnn.gradcheck",
     "minicnn",
     "icnn.errors", "icnn.palette", "icnn.parts", "icnn.config",

@@ -1,0 +1,161 @@
+"""Data-parallel SGD: processes that train one network together, each on its part of every batch.
+
+A batch is cut into shards. The gradient of a weighted mean over all is the mean of the shards' gradients, each weighted
+with its sum of weights (Sec. 2.5's loss over more images), so one sum over the processes a step is all they exchange.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from minicnn.plan import Plan
+from minicnn.sgd import SGD
+
+#: Variables in which launchers tell a process its number: Hydra and Intel, Open MPI, PMIx.
+_RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"
+
+
+class TeamError(RuntimeError):
+    """The processes cannot work together; the text says what is missing."""
+
+
+class Team:
+    """One process, or all that an MPI launcher has started.
+
+    Attributes
+    ----------
+    rank, size : int
+        This process's number, from 0, and how many there are.
+    neighbours : int
+        How many of them share this machine, this one included.
+    """
+
+    rank, size, neighbours = 0, 1, 1
+
+    def sum(self, array: np.ndarray) -> None:
+        """Replace an array, in every process, by the sum of all; two processes' sums are exact to the bit."""
+
+    def most(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        return number
+
+    def wait(self) -> None:
+        """Return when all are here."""
+
+    def end(self, code: int) -> None:
+        """End all processes at once; a single one just goes on."""
+
+
+ALONE = Team()
+
+
+class MPITeam(Team):
+    """The processes of an MPI communicator.
+
+    Parameters
+    ----------
+    mpi : module
+        `mpi4py.MPI`.
+    """
+
+    def __init__(self, mpi: Any):
+        self._mpi = mpi
+        self._world = mpi.COMM_WORLD
+        self.rank, self.size = self._world.rank, self._world.size
+        self.neighbours = self._world.Split_type(mpi.COMM_TYPE_SHARED).size
+
+    def sum(self, array: np.ndarray) -> None:
+        self._world.Allreduce(self._mpi.IN_PLACE, array)
+
+    def most(self, number: int) -> int:
+        found = np.array([number], np.int64)
+        self._world.Allreduce(self._mpi.IN_PLACE, found, self._mpi.MAX)
+        return int(found[0])
+
+    def wait(self) -> None:
+        self._world.Barrier()
+
+    def end(self, code: int) -> None:
+        self._world.Abort(code)
+
+
+def launched_rank() -> int | None:
+    """This process's number as an MPI launcher gave it, or None without one; MPI need not be there."""
+    ranks = [int(text) for name in _RANKS if (text := os.environ.get(name, "")).isdecimal()]
+    return ranks[0] if ranks else None
+
+
+def join() -> Team:
+    """The team of this process: what an MPI launcher started, or itself alone.
+
+    Raises
+    ------
+    TeamError
+        If a launcher started it, and MPI cannot be used.
+    """
+    if launched_rank() is None:
+        return ALONE
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, but no MPI library is
+        reason = " ".join(str(error).split())
+        raise TeamError(f"expected mpi4py and an MPI library, got {reason}; try pip install 'icnn[mpi]'") from None
+    return MPITeam(MPI)
+
+
+def end_all(code: int) -> None:
+    """End all processes of a team with this exit code; where there is none, return.
+
+    One that has not joined yet joins for it: else the others would wait for it for ever.
+    """
+    if launched_rank() is not None:
+        with suppress(TeamError):
+            join().end(code)
+
+
+def shards_of(count: int, shards: int) -> list[slice]:
+    """Cut `count` images into so many parts, the first ones larger by one where that does not come out even."""
+    ends = np.cumsum([len(part) for part in np.array_split(np.arange(count), shards)]).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: SGD, team: Team) -> np.ndarray:
+    """One update from a batch in parts, here and in all processes of the team; the loss before it.
+
+    The sum has one order, part by part and process by process; of two parts it does not matter which process has which.
+
+    Parameters
+    ----------
+    plan : Plan
+        Its parameters are the same in all processes, and stay so.
+    parts : iterable of images (n, C, H, W), labels (n, H, W), weights (n, H, W)
+        This process's; n at most the plan's batch.
+    optimiser : SGD
+    team : Team
+
+    Raises
+    ------
+    ValueError
+        For what `Plan.forward` and `Plan.loss` do not accept, or weights that sum to 0 over all parts.
+    """
+    count = plan.flat_gradients.size
+    total = np.zeros(count + 2, plan.flat_gradients.dtype)  # gradients, loss, weight: one message
+    for images, labels, weights in parts:
+        weight = weights.sum(dtype=total.dtype)
+        if not weight:
+            continue
+        plan.forward(images)
+        loss = plan.download(plan.loss(labels, weights))
+        plan.backward()
+        total[:count] += weight * plan.download(plan.flat_gradients)
+        total[count:] += weight * loss, weight
+    team.sum(total)
+    if not total[-1] > 0:
+        raise ValueError("expected weights of at least 0 whose sum is not 0")
+    total[:-1] /= total[-1]
+    plan.upload(plan.flat_gradients, total[:count])
+    plan.update(optimiser)
+    return total[count]
