@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
 
+import numpy as np
 from tqdm import tqdm
 
 from icnn.errors import InputError
@@ -63,6 +64,39 @@ class Parser(argparse.ArgumentParser):
     def add_threads(self) -> None:
         """Add ``--threads N``."""
         self.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+
+    def add_memory(self) -> None:
+        """Add ``--memory SIZE``, which holds from the moment it is parsed."""
+        self.add_argument(
+            "--memory",
+            type=limited_memory,
+            metavar="SIZE",
+            help="what the process may allocate at most, for example 4G (default: no limit)",
+        )
+
+
+_LEAST_MEMORY = 512 << 20  # bytes: interpreter, compiled kernels, BLAS
+
+
+def limited_memory(text: str) -> int:
+    """Argument type: a size in M or G (2^20 and 2^30 bytes), to which the system keeps this process from now on."""
+    number, unit = text[:-1], text[-1:].upper()
+    if not number.isdecimal() or unit not in ("M", "G"):
+        raise argparse.ArgumentTypeError(f"expected a size such as 4G or 800M, got {text!r}")
+    size = int(number) << (20 if unit == "M" else 30)
+    if size < _LEAST_MEMORY:
+        raise argparse.ArgumentTypeError(
+            f"expected at least {_LEAST_MEMORY >> 20}M for the program itself, got {text!r}"
+        )
+    try:
+        import resource
+    except ImportError:
+        raise argparse.ArgumentTypeError("expected a system that can limit a process's memory, got none") from None
+    # NumPy's BLAS takes its work space when it is first used, and ends the process if it gets none.
+    np.dot(np.ones((64, 64)), np.ones((64, 64)))
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (size if most < 0 else min(size, most), most))
+    return size
 
 
 def positive(text: str) -> int:
@@ -138,6 +172,8 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         code = _complain(name, f"{where}{error.strerror or error}", MISTAKE)
+    except MemoryError:
+        code = _complain(name, "out of memory; try fewer faces, a smaller batch, or a larger --memory", MISTAKE)
     except Exception:
         traceback.print_exc()
         code = 1

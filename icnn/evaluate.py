@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_backend()
     parser.add_argument("--batch", type=positive, default=32, metavar="N", help="faces at a time (default: 32)")
     parser.add_threads()
+    parser.add_memory()
     options = parser.parse_args(argv)
     with Signals() as signals:
         backend, _ = choose_backend(options.backend)

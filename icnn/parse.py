@@ -105,6 +105,7 @@ def _parser() -> Parser:
     parser.add_backend()
     parser.add_argument("--batch", type=positive, default=8, metavar="N", help="photographs at a time (default: 8)")
     parser.add_threads()
+    parser.add_memory()
     return parser
 
 

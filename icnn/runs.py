@@ -125,6 +125,28 @@ class Run:
             (self.folder / name).mkdir(exist_ok=True)
             remove_unfinished(self.folder / name)
 
+    def note_faces(self, digest: str) -> None:
+        """Remember what the training is about, for `require_faces`."""
+        write_json(self._faces, digest)
+
+    def require_faces(self, digest: str) -> None:
+        """Make sure that a training goes on with the faces it began with.
+
+        Raises
+        ------
+        InputError
+            If its exemplars or tuning images are others now.
+        """
+        if self._faces.exists() and self._faces.read_text("utf-8").strip() != f'"{digest}"':
+            raise InputError(
+                f"{self.folder}: expected the exemplars and tuning images that this training began with, got others; "
+                f"put them back, or begin a new run"
+            )
+
+    @property
+    def _faces(self) -> Path:
+        return self.folder / "state" / "faces.json"
+
     def weights_path(self, network: str) -> Path:
         """Where the weights of one network lie."""
         return self.folder / "weights" / f"{network}.safetensors"

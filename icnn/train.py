@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -61,13 +62,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(team, f"{the_run.folder}: {reason}")
         splits = load_splits(config)
         require_parts(splits.exemplars)
-        require_same(team, config, splits)
+        faces = digest_of([*splits.exemplars, *splits.tuning])
+        require_same(team, config, faces)
+        if options.resume:
+            the_run.require_faces(faces)
         signals.check()
         if team.rank == 0:
             if not options.resume:  # nothing is written before all that a user can get wrong is checked
                 held.enter_context(the_run.locked())
                 the_run.require_new()  # another process may have been faster
             the_run.open(config)
+            the_run.note_faces(faces)
         for name in NETWORKS:
             done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals, team)
             _say(team, f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}")
@@ -81,26 +86,28 @@ def _say(team: Team, text: str) -> None:
         print(text, flush=True)
 
 
-def require_same(team: Team, config: Config, splits: Splits) -> None:
-    """Make sure that all processes of a team have the same settings, faces and program.
+def digest_of(faces: Sequence[Face]) -> str:
+    """SHA-256 of names, photographs and part maps."""
+    digest = hashlib.sha256()
+    for face in faces:
+        digest.update(face.name.encode())
+        digest.update(face.pixels.data)
+    return digest.hexdigest()
+
+
+def require_same(team: Team, config: Config, faces: str) -> None:
+    """Make sure that all processes of a team have the same settings, faces (their digest) and program.
 
     Raises
     ------
     InputError
-        If not, in every process.
+        If not, in every process; or if the batches cannot be shared by so many.
     """
     for network in NETWORKS:
         shard_count(config.for_network(network)[0], team)
-    if team.size == 1:
-        return
-    found = {"settings": hashlib.sha256(config_text(replace(config, data="", threads=0)).encode())}
-    found["versions of the program"] = hashlib.sha256(VERSION.encode())
-    found["faces"] = hashlib.sha256()
-    for face in (*splits.exemplars, *splits.tuning):
-        found["faces"].update(face.name.encode())
-        found["faces"].update(face.pixels.data)
-    for what, digest in found.items():
-        number = int.from_bytes(digest.digest()[:4], "big")
+    settings = config_text(replace(config, data="", threads=0))
+    for what, text in (("settings", settings), ("versions of the program", VERSION), ("faces", faces)):
+        number = zlib.crc32(text.encode())
         if team.most(number) != -team.most(-number):
             raise InputError(f"expected the same {what} in all {team.size} processes, got others in some of them")
 
@@ -137,6 +144,7 @@ def _parser() -> Parser:
     parser.add_backend()
     parser.add_argument("--final", action="store_true", help="evaluate the testing split")
     parser.add_threads()
+    parser.add_memory()
     return parser
 
 

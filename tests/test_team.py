@@ -51,7 +51,8 @@ def finished(process):
     try:
         output, errors = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
-        process.kill()
+        for number in (*workers(process), process.pid):  # else they would turn in circles for ever
+            os.kill(number, signal.SIGKILL)
         raise
     return process.returncode, output, errors
 

@@ -1,0 +1,178 @@
+"""``python benchmarks/scaling_bench.py``: several MPI processes beside as many threads of one, and what that foretells.
+
+Both train on the same batches, from photograph to update. They are whole
+processes, so they take turns as such. `benchmarks/scaling.md` explains the model.
+"""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from shutil import which
+from statistics import median
+
+import numpy as np
+from measure import Goal, cores, format_goals, machine, result_file, write_figures
+
+from icnn.batches import Batches, samples_of
+from icnn.command import Parser, existing_folder, positive, progress, run
+from icnn.config import load_config
+from icnn.dataset import SmithFolder
+from icnn.errors import InputError
+from icnn.network import icnn_graph
+from icnn.parts import NETWORKS
+from icnn.report import text_table
+from icnn.synthetic import synthetic_faces
+from icnn.training import own_shards
+from minicnn import SGD, Plan
+from minicnn.team import join, sharded_step
+
+FACES = 60  # synthetic ones, unless --data
+OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)
+SUMS = 50  # Allreduce calls that are timed
+LEAST, AIM = 0.9, 1.0  # images per second of processes over those of threads
+
+#: Latency of a message in seconds, and bytes per second, of usual networks.
+LINKS = {"10 Gbit/s Ethernet": (30e-6, 1.25e9), "100 Gbit/s Ethernet": (10e-6, 12.5e9), "InfiniBand HDR": (2e-6, 25e9)}
+SIZES = (8, 64, 512)  # processes
+WEAK, STRONG = 10, 512  # images a process and step; images of all a step
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see ``--help``."""
+    parser = Parser(prog="python benchmarks/scaling_bench.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=existing_folder, metavar="DIR", help="photographs (default: synthetic faces)")
+    parser.add_argument("--processes", type=positive, default=cores(), metavar="N", help="(default: as many as cores)")
+    parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="turns of each (default: 5)")
+    parser.add_argument("--steps", type=positive, default=30, metavar="N", help="of each network (default: 30)")
+    parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the figures")
+    parser.add_argument("--worker", type=positive, metavar="THREADS", help="what the command starts")
+    options = parser.parse_args(argv)
+    if options.worker:
+        _work(options.data, options.worker, options.steps)
+        return 0
+    launcher = _launcher()
+    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
+    sums: list[float] = []
+    for _ in progress(range(options.rounds), "rounds"):
+        for kind, before, threads in (
+            ("processes", [launcher, "-n", str(options.processes)], 1),
+            ("threads", [], options.processes),
+        ):
+            figures = _turn(before, options, threads)
+            sums += [figures.pop("sum")] if kind == "processes" else []
+            figures.pop("sum", None)
+            for network, rate in figures.items():
+                rates[network, kind].append(rate)
+    rows = [_row(name, rates[name, "processes"], rates[name, "threads"]) for name in NETWORKS]
+    total = [_of_a_training(rates, kind) for kind in ("processes", "threads")]
+    rows.append(("all, a step of each", *(f"{rate:.0f}" for rate in total), f"{total[0] / total[1]:.2f}"))
+    print(machine())
+    print(f"\n{options.processes} processes beside {options.processes} threads, images per second, medians\n")
+    print(text_table([("network", "processes", "threads", "ratio"), *rows], 1))
+    size = 4 * _numbers()
+    print(f"\nAllreduce of {size / 1e6:.2f} MB: {1e3 * median(sums):.2f} ms (median of all rounds)\n")
+    print(format_goals([Goal("processes / threads", total[0] / total[1], LEAST, AIM)]))
+    image = options.processes / total[0]
+    print(f"\nForetold from {1e3 * image:.1f} ms an image and process:\n")
+    print(text_table([("", "", *(f"{p} processes" for p in SIZES)), *foretold(image, size)], 2))
+    if options.json:
+        write_figures(
+            options.json,
+            machine(),
+            rates={f"{name} {kind}": found for (name, kind), found in rates.items()},
+            allreduce_seconds=sums,
+            bytes=size,
+        )
+    return 0
+
+
+def _launcher() -> str:
+    beside = Path(sys.executable).parent / "mpiexec"
+    found = str(beside) if beside.exists() else which("mpiexec")
+    if not found:
+        raise InputError("expected mpiexec, found none; try pip install 'icnn[mpi]' mpich")
+    return found
+
+
+def _turn(before: list[str], options, threads: int) -> dict[str, float]:
+    command = [*before, sys.executable, __file__, "--worker", str(threads), "--steps", str(options.steps)]
+    if options.data:
+        command += ["--data", str(options.data)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _work(folder: Path | None, threads: int, steps: int) -> None:
+    """One turn, in each process of a team or in one of its own: images per second by network, as JSON."""
+    team, config, started = join(), load_config(None, []), 0.0
+    faces = SmithFolder(folder).load_split("tuning")[:FACES] if folder else synthetic_faces(FACES, 0, "exemplars")
+    rates = {}
+    for name, network in NETWORKS.items():
+        train, augment = config.for_network(name)
+        (part,) = own_shards(train, team)
+        batches = Batches(name, samples_of(name, faces, train.centre), train, augment, config.seed)
+        plan = Plan(icnn_graph(network.labels, network.size), part.stop - part.start, "numba", threads=threads)
+        ahead = batches.ahead(0, 3 + steps, part=part)
+        for number, batch in enumerate(ahead):
+            if number == 3:  # kernels are compiled, threads awake
+                team.wait()
+                started = time.perf_counter()
+            if team.size == 1:
+                plan.step(batch.images, batch.labels, OPTIMISER, batch.weights)
+            else:
+                sharded_step(plan, [batch], OPTIMISER, team)
+        team.wait()
+        rates[name] = steps * train.batch / (time.perf_counter() - started)
+    vector, seconds = np.zeros(_numbers(), np.float32), []
+    for _ in range(SUMS):
+        team.wait()
+        started = time.perf_counter()
+        team.sum(vector)
+        seconds.append(time.perf_counter() - started)
+    if team.rank == 0:
+        print(json.dumps({**rates, "sum": median(seconds)}))
+    sys.stdout.flush()
+
+
+def _numbers() -> int:
+    """How many are summed in a step: the gradients of a network of two labels, loss and weight."""
+    return sum(map(math.prod, icnn_graph(2, 64).parameter_shapes.values())) + 2
+
+
+def _row(name: str, processes: Sequence[float], threads: Sequence[float]) -> tuple[str, ...]:
+    ratio = median(one / other for one, other in zip(processes, threads, strict=True))
+    return name, f"{median(processes):.0f}", f"{median(threads):.0f}", f"{ratio:.2f}"
+
+
+def _of_a_training(rates: dict[tuple[str, str], list[float]], kind: str) -> float:
+    """Images per second over a step of each network."""
+    return len(NETWORKS) / sum(1 / median(rates[name, kind]) for name in NETWORKS)
+
+
+def sum_seconds(processes: int, size: float, latency: float, bandwidth: float) -> float:
+    """An Allreduce by halves and back (Rabenseifner): 2 log2 p messages, 2 (p - 1) / p of the bytes."""
+    return 2 * math.ceil(math.log2(processes)) * latency + 2 * (processes - 1) / processes * size / bandwidth
+
+
+def foretold(image: float, size: float) -> Iterator[tuple[str, ...]]:
+    """Share of the ideal speed, by link and number of processes, from the seconds of an image and bytes of a sum."""
+    for kind in ("weak", "strong"):
+        for link, (latency, bandwidth) in LINKS.items():
+            shares = []
+            for processes in SIZES:
+                images = WEAK if kind == "weak" else math.ceil(STRONG / processes)
+                ideal = WEAK * image if kind == "weak" else STRONG / processes * image
+                seconds = images * image + sum_seconds(processes, size, latency, bandwidth)
+                shares.append(f"{100 * ideal / seconds:.1f} %")
+            yield kind, link, *shares
+
+
+if __name__ == "__main__":
+    run(main, "scaling_bench")

@@ -1,0 +1,187 @@
+"""Has each thing that can go wrong around a training an outcome that was thought of, and is nothing lost by it?"""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import icnn.train
+from icnn.batches import Batches
+from icnn.command import run
+from icnn.dataset import SmithFolder, write_face, write_split
+from icnn.runs import Run
+from icnn.synthetic import synthetic_faces
+from minicnn.checkpoint import load_tensors
+
+ROOT = Path(__file__).parents[1]
+resource = pytest.importorskip("resource")
+
+TINY = [
+    "--backend", "numba", "--threads", "1", "--set", "train.steps=2", "--set", "train.batch=2",
+    "--set", "train.validate_every=1", "--set", "evaluate.split=tuning",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of four faces to train on and two to validate on."""
+    root = tmp_path_factory.mktemp("faces")
+    for split, count in (("exemplars", 4), ("tuning", 2)):
+        names = [f"{split}{number}" for number in range(count)]
+        for name, face in zip(names, synthetic_faces(count, 3, split), strict=True):
+            write_face(root, name, face.image, face.maps)
+        write_split(root, split, names)
+    return root
+
+
+def train(capsys, *arguments):
+    """Exit code and stderr of a training in this process."""
+    with pytest.raises(SystemExit) as stopped:
+        run(icnn.train.main, "icnn.train", [str(argument) for argument in arguments])
+    return stopped.value.code or 0, capsys.readouterr().err
+
+
+def states(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "state").iterdir())}
+
+
+def test_a_full_disk_stops_with_one_line_and_the_training_goes_on_later(photographs, tmp_path, capsys, monkeypatch):
+    """The system's own refusal, as of a disk without room: no file may grow beyond 100 kB."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train(capsys, "--data", photographs, "--out", whole, *TINY)[0] == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    validate = icnn.training.Trainer._validate
+
+    def filled_up(self, speed):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        validate(self, speed)
+
+    monkeypatch.setattr(icnn.training.Trainer, "_validate", filled_up)
+    try:
+        code, errors = train(capsys, "--data", photographs, "--out", broken, *TINY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        monkeypatch.undo()
+    assert code == 2 and "File too large" in errors and errors.count("\n") == 1
+    assert not list(broken.rglob("*.unfinished"))
+    assert Run(broken).load_state("stage1")[1].step == 0
+    assert train(capsys, "--resume", broken)[0] == 0
+    for path in (whole / "weights").iterdir():
+        tensors, again = (load_tensors(folder / "weights" / path.name)[0] for folder in (whole, broken))
+        assert all((tensors[key] == again[key]).all() for key in tensors)
+
+
+@pytest.mark.parametrize("place", ["file/run", "/proc/run"])
+def test_a_folder_that_cannot_be_made_is_said_before_the_training(tmp_path, capsys, place):
+    (tmp_path / "file").touch()
+    code, errors = train(capsys, "--out", tmp_path / place, "--set", "synthetic.exemplars=2", *TINY)
+    assert code == 2 and errors.count("\n") == 1 and "run" in errors
+
+
+def test_photographs_that_vanish_during_a_training_are_not_missed(photographs, tmp_path, capsys, monkeypatch):
+    """They are read once, at the start."""
+    copy = shutil.copytree(photographs, tmp_path / "copy")
+    load_splits = icnn.train.load_splits
+
+    def then_gone(config):
+        splits = load_splits(config)
+        shutil.rmtree(copy)
+        return splits
+
+    monkeypatch.setattr(icnn.train, "load_splits", then_gone)
+    assert train(capsys, "--data", copy, "--out", tmp_path / "run", *TINY)[0] == 0
+    monkeypatch.undo()
+    code, errors = train(capsys, "--resume", tmp_path / "run")
+    assert code == 2 and str(copy) in errors and errors.count("\n") == 1
+
+
+def test_a_training_does_not_go_on_with_other_faces(photographs, tmp_path, capsys):
+    copy, folder = shutil.copytree(photographs, tmp_path / "copy"), tmp_path / "run"
+    assert train(capsys, "--data", copy, "--out", folder, *TINY)[0] == 0
+    before = states(folder)
+    (label,) = (copy / "labels").glob("exemplars1/*_lbl06.png")
+    pixels = np.array(Image.open(label))
+    Image.fromarray(255 - pixels).save(label)
+    code, errors = train(capsys, "--resume", folder)
+    assert code == 2 and "expected the exemplars and tuning images that this training began with" in errors
+    assert states(folder) == before
+    assert train(capsys, "--resume", folder, "--data", photographs)[0] == 0  # the same faces, elsewhere
+
+
+def test_a_photograph_that_changes_while_it_is_read_is_refused_or_whole(photographs, tmp_path):
+    copy = shutil.copytree(photographs, tmp_path / "copy")
+    image = copy / "images" / "exemplars0.jpg"
+    data = image.read_bytes()
+    image.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=re.escape(str(image))):
+        SmithFolder(copy).load_split("exemplars")
+
+
+def test_a_worker_that_dies_stops_the_training_and_leaves_a_state(photographs, tmp_path, capsys, monkeypatch):
+    make = Batches.make
+
+    def out_of_memory(self, step, part=None):
+        if step == 1:
+            raise MemoryError
+        return make(self, step, part)
+
+    monkeypatch.setattr(Batches, "make", out_of_memory)
+    code, errors = train(capsys, "--data", photographs, "--out", tmp_path / "run", *TINY)
+    assert (code, errors) == (2, "icnn.train: out of memory; try fewer faces, a smaller batch, or a larger --memory\n")
+    assert Run(tmp_path / "run").load_state("stage1")[1].step == 1
+    monkeypatch.undo()
+    assert train(capsys, "--resume", tmp_path / "run")[0] == 0
+
+
+def launched(*arguments):
+    """A training in a process of its own: exit code, stderr, and its greatest resident size in bytes."""
+    program = (
+        "import re, sys; from icnn.command import run; from icnn.train import main\n"
+        "try: run(main, 'icnn.train', sys.argv[1:])\n"
+        "finally: print(re.search('VmHWM:\\\\s*(\\\\d+)', open('/proc/self/status').read())[1])"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stderr, 1024 * int(done.stdout.split()[-1])
+
+
+def test_a_stated_limit_of_memory_is_kept(tmp_path):
+    many = ["--set", "synthetic.exemplars=2000", "--set", "synthetic.tuning=2", *TINY, "--out", tmp_path / "run"]
+    code, errors, resident = launched("--memory", "512M", *many)
+    assert code == 2 and errors == "icnn.train: out of memory; try fewer faces, a smaller batch, or a larger --memory\n"
+    # Code and files that are mapped are not the process's own; all the rest is within the limit.
+    assert resident < 800 << 20
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("size", ["much", "", "G", "-1G", "4.5G", "100M", "4T"])
+def test_sizes_that_are_none_are_refused(size, capsys):
+    limit = resource.getrlimit(resource.RLIMIT_DATA)
+    code, errors = train(capsys, f"--memory={size}")
+    assert code == 2 and "--memory" in errors and errors.count("\n") == 1
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limit
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "icnn").glob("*.py")) + sorted((ROOT / "minicnn").rglob("*.py")))
+def test_durations_come_from_a_clock_that_never_jumps(path):
+    """The wall clock may be set at any time: it names folders and says when something was, and measures nothing."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) not in {("time", "time"), ("time", "time_ns")}
+
+
+def test_a_clock_that_jumps_back_changes_no_training(photographs, tmp_path, capsys, monkeypatch):
+    assert train(capsys, "--data", photographs, "--out", tmp_path / "one", *TINY)[0] == 0
+    hours = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr("time.time", lambda: float(next(hours)))
+    assert train(capsys, "--data", photographs, "--out", tmp_path / "other", *TINY)[0] == 0
+    one, other = (Run(tmp_path / name).read_log() for name in ("one", "other"))
+    assert [{**entry, "images_per_second": 0} for entry in one] == [
+        {**entry, "images_per_second": 0} for entry in other
+    ]  # fmt: skip
