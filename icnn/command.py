@@ -156,30 +156,32 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
         print(f"{name}: warning: {message}", file=sys.stderr)
 
     warnings.showwarning = show
+    text = ""
     try:
         code = main(argv)
     except (InputError, CheckpointError, BackendError, TeamError) as error:
-        code = _complain(name, str(error), MISTAKE)
+        code, text = MISTAKE, str(error)
     except NotFiniteError as error:
-        code = _complain(name, str(error), NOT_FINITE)
+        code, text = NOT_FINITE, str(error)
     except StopError as stop:
-        code = _complain(name, f"stopped by {stop}", 128 + stop.number)
+        code, text = 128 + stop.number, f"stopped by {stop}"
     except KeyboardInterrupt:
-        code = _complain(name, "stopped by SIGINT", 128 + signal.SIGINT)
+        code, text = 128 + signal.SIGINT, "stopped by SIGINT"
     except BrokenPipeError:  # `command | head`: whoever read us has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        code = _complain(name, f"{where}{error.strerror or error}", MISTAKE)
+        code, text = MISTAKE, f"{where}{error.strerror or error}"
     except MemoryError:
-        code = _complain(name, "out of memory; try fewer faces, a smaller batch, or a larger --memory", MISTAKE)
+        code, text = MISTAKE, "out of memory; try fewer faces, a smaller batch, or a larger --memory"
     except Exception:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
+        if launched_rank() is None:
+            raise
+        code, text = 1, traceback.format_exc()  # nobody may wait for a process that is gone
     if code:
-        end_all(code)
+        sys.stdout.flush()
+        end_all(code, lambda: _complain(name, text), _PRECEDENCE)
     raise SystemExit(code)
 
 
@@ -218,15 +220,16 @@ def compilation_announced() -> Iterator[None]:
             print(f"compiled {handler.count} kernels in {seconds:.0f} s; the next run finds them", file=sys.stderr)
 
 
-_PRECEDENCE = 5.0  # seconds that the others leave to the first process, which mostly fails for the same reason
+#: Seconds that the other processes leave to the first one's error, since mostly all fail alike.
+_PRECEDENCE = 5.0
 
 
-def _complain(name: str, text: str, code: int) -> int:
+def _complain(name: str, text: str) -> None:
+    if not text:
+        return
     if rank := launched_rank():
-        time.sleep(_PRECEDENCE)
         name = f"{name}: process {rank}"
     print(f"{name}: {' '.join(text.split())}", file=sys.stderr, flush=True)
-    return code
 
 
 def existing_folder(text: str) -> Path:

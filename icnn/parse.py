@@ -23,6 +23,7 @@ from icnn.photograph import read_image
 from icnn.pictures import label_image, overlay
 from icnn.stored import SHIPPED
 from minicnn.checkpoint import atomic_path
+from minicnn.team import join
 
 #: Files of a folder that are taken for photographs.
 SUFFIXES = {
@@ -61,21 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.face is not None and options.detect:
         raise InputError("expected --face or --detect, got both; leave out one")
     face = numbers_of(options.face) if options.face is not None else None
+    team = join()
     jobs = jobs_of(options.inputs, options.out)
+    if options.resume:
+        jobs = [job for job in jobs if not _beside(options.out / job.stem, _LAST).exists()]
     detect = None
     if options.detect:
         from icnn.detect import detector  # OpenCV is an extra
 
         detect = detector()
     with Signals() as signals:
-        parser = FaceParser(options.weights, options.backend, options.threads)
+        parser = FaceParser(options.weights, options.backend, options.threads or team.threads)
         make_folders(jobs, options.out)
         work = _Work(parser, face, detect, options.parts, options.out)
-        bad = work.run(jobs, options.batch, signals)
-    if bad:
-        for message in bad if len(jobs) > 1 else ():
-            print(f"icnn.parse: {message}", file=sys.stderr)
-        raise InputError(bad[0] if len(jobs) == 1 else f"{len(bad)} of {len(jobs)} photographs could not be parsed")
+        bad = work.run(jobs[team.rank :: team.size], options.batch, signals)
+    for message in bad if len(jobs) > 1 else ():
+        print(f"icnn.parse: {message}", file=sys.stderr, flush=True)
+    count = np.array([len(bad)])
+    team.sum(count)  # all have said what was wrong before any ends with 2
+    if count[0]:
+        alone = len(jobs) == 1 and bad
+        raise InputError(bad[0] if alone else f"{count[0]} of {len(jobs)} photographs could not be parsed")
     return 0
 
 
@@ -103,6 +110,9 @@ def _parser() -> Parser:
         f"{', '.join([*GROUPS, *PARTS[1:]])}",
     )
     parser.add_backend()
+    parser.add_argument(
+        "--resume", action="store_true", help="leave out photographs whose NAME.json is there: it is written last"
+    )
     parser.add_argument("--batch", type=positive, default=8, metavar="N", help="photographs at a time (default: 8)")
     parser.add_threads()
     parser.add_memory()
@@ -264,16 +274,20 @@ class _Work:
         photograph, target = read.photograph, self._out / read.job.stem
         parsed = parsed_of(photograph.shape[:2], faces)
 
-        def beside(ending: str) -> Path:
-            return target.with_name(target.name + ending)
-
-        _save(label_image(parsed.labels), beside("_labels.png"))
-        _save(Image.fromarray(overlay(photograph, parsed.labels)), beside("_overlay.png"))
+        _save(label_image(parsed.labels), _beside(target, "_labels.png"))
+        _save(Image.fromarray(overlay(photograph, parsed.labels)), _beside(target, "_overlay.png"))
         if self._parts:
             mask = np.isin(parsed.labels, self._parts)
-            _save(Image.fromarray(255 * mask.astype(np.uint8)), beside("_mask.png"))
-        with atomic_path(beside(".json")) as path:
+            _save(Image.fromarray(255 * mask.astype(np.uint8)), _beside(target, "_mask.png"))
+        with atomic_path(_beside(target, _LAST)) as path:
             path.write_text(json.dumps(described(read.job.source, parsed), indent=1) + "\n")
+
+
+_LAST = ".json"  # the result that says that all are there
+
+
+def _beside(target: Path, ending: str) -> Path:
+    return target.with_name(target.name + ending)
 
 
 def _save(image: Image.Image, path: Path) -> None:

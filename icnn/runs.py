@@ -44,6 +44,11 @@ class Progress:
     loss_count: int = 0
     finished: bool = False
 
+    def sound(self) -> bool:
+        """Whether every value is of its type, as what comes from a file need not be."""
+        kinds = {int: (int,), float: (int, float), bool: (bool,)}
+        return all(type(getattr(self, one.name)) in kinds[type(one.default)] for one in fields(self))
+
 
 def write_json(path: Path, data: object) -> None:
     """Write `data` as JSON, whole or not at all."""
@@ -195,15 +200,9 @@ class Run:
             progress = Progress(**json.loads(metadata["progress"]))
         except (KeyError, TypeError, ValueError, RecursionError):
             progress = None
-        if progress is None or any(type(value) is not type(was) for value, was in _fields_beside(progress)):
+        if progress is None or not progress.sound():
             raise CheckpointError(f"{path}: expected the state of a training with its progress, found none")
         return tensors, progress
-
-
-def _fields_beside(progress: Progress) -> list[tuple[object, object]]:
-    """Each value beside what it is at first, which tells its type."""
-    first = Progress()
-    return [(getattr(progress, one.name), getattr(first, one.name)) for one in fields(Progress)]
 
 
 def _log_entry(line: str) -> dict[str, Any] | None:

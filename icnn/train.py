@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -155,8 +154,8 @@ def _settings(options, the_run: Run, team: Team) -> Config:
         config = replace(config, data=str(options.data.resolve()))
     if options.threads:
         config = replace(config, threads=options.threads)
-    elif team.neighbours > 1:  # on one machine: they share its cores
-        config = replace(config, threads=max(1, len(os.sched_getaffinity(0)) // team.neighbours))
+    elif team.threads:
+        config = replace(config, threads=team.threads)
     if options.final:
         config = replace(config, evaluate=replace(config.evaluate, split="testing"))
     return config

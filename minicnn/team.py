@@ -5,7 +5,8 @@ with its sum of weights (Sec. 2.5's loss over more images), so one sum over the 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +35,13 @@ class Team:
     """
 
     rank, size, neighbours = 0, 1, 1
+
+    @property
+    def threads(self) -> int | None:
+        """This process's share of its machine's cores; None for one that need not share."""
+        if self.neighbours == 1:
+            return None
+        return max(1, len(os.sched_getaffinity(0)) // self.neighbours)
 
     def sum(self, array: np.ndarray) -> None:
         """Replace an array, in every process, by the sum of all; two processes' sums are exact to the bit."""
@@ -96,24 +104,44 @@ def join() -> Team:
     TeamError
         If a launcher started it, and MPI cannot be used.
     """
-    if launched_rank() is None:
-        return ALONE
+    return ALONE if launched_rank() is None else MPITeam(_mpi())
+
+
+def _mpi() -> Any:
+    """`mpi4py.MPI`, which is up from its first import on; that waits for the others to do the same."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, but no MPI library is
         reason = " ".join(str(error).split())
         raise TeamError(f"expected mpi4py and an MPI library, got {reason}; try pip install 'icnn[mpi]'") from None
-    return MPITeam(MPI)
+    return MPI
 
 
-def end_all(code: int) -> None:
-    """End all processes of a team with this exit code; where there is none, return.
+def end_all(code: int, last_words: Callable[[], None], precedence: float) -> None:
+    """End all processes of a team with this exit code, whatever they are at; where there is none, return.
 
     One that has not joined yet joins for it: else the others would wait for it for ever.
+
+    Parameters
+    ----------
+    code : int
+    last_words : callable
+        Called before. All but the first process leave that to the first for a while: mostly all fail alike.
+    precedence : float
+        Seconds of that while.
     """
-    if launched_rank() is not None:
-        with suppress(TeamError):
-            join().end(code)
+    rank = launched_rank()
+    if rank is None:
+        last_words()
+        return
+    world = None
+    with suppress(TeamError):
+        world = _mpi().COMM_WORLD
+    if rank:
+        time.sleep(precedence)
+    last_words()
+    if world is not None:
+        world.Abort(code)
 
 
 def shards_of(count: int, shards: int) -> list[slice]:

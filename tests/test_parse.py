@@ -148,6 +148,19 @@ def test_photographs_that_vanish_cost_nothing_else(tmp_path, capsys, monkeypatch
     assert results(tmp_path / "out") == whole("a", "c")
 
 
+def test_what_was_done_is_left_out_when_asked(tmp_path, capsys):
+    sources = [photograph(tmp_path / "in" / f"{name}.png") for name in "abc"]
+    out = tmp_path / "out"
+    assert call(capsys, tmp_path / "in", "--out", out)[0] == 0
+    (out / "b.json").unlink()  # a kill before its last result
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    sources[0].write_text("not looked at")
+    assert call(capsys, tmp_path / "in", "--out", out, "--resume") == (0, "", "")
+    written = [path.name for path in out.iterdir() if before.get(path) != path.stat().st_mtime_ns]
+    assert sorted(written) == whole("b")
+    assert call(capsys, tmp_path / "in", "--out", out, "--resume") == (0, "", "")
+
+
 def test_results_are_not_parsed_again(tmp_path, capsys):
     photograph(tmp_path / "one.png")
     for _ in range(2):

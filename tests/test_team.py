@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from icnn.batches import Batches, samples_of
 from icnn.config import Augment, Train
@@ -196,7 +197,7 @@ def test_a_process_that_dies_ends_the_others_and_leaves_a_state(tmp_path):
     assert code != 0 and "Killed" in output + errors  # the launcher's own words
     assert not [number for number in members if Path(f"/proc/{number}").exists()]
     tensors, progress = Run(folder).load_state("stage1")
-    assert progress.step >= 10 and np.isfinite(tensors["values"]).all()
+    assert progress.step >= 5 and np.isfinite(tensors["values"]).all()
 
 
 def test_a_signal_stops_all_at_one_step(tmp_path):
@@ -243,6 +244,25 @@ def test_other_faces_are_noticed(tmp_path):
     code, _, errors = finished(launched(*commands))
     assert code == 2 and "icnn.train: expected the same faces in all 2 processes" in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_is_parsed_by_two_as_by_one(tmp_path):
+    for number, face in enumerate(synthetic_faces(5, 0, "testing")):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(face.image)).save(tmp_path / "in" / f"{number}.png")
+    for name in ("bad.png", "worse.png"):
+        (tmp_path / "in" / name).write_text("no photograph")
+    command = [sys.executable, "-m", "icnn.parse", str(tmp_path / "in"), "--backend", "numba", "--out"]
+    alone = subprocess.run([*command, str(tmp_path / "one")], capture_output=True, text=True, timeout=300)
+    code, _, errors = finished(launched(*[[*command, str(tmp_path / "two")]] * 2))
+    assert code == alone.returncode == 2
+    for text in (errors, alone.stderr):
+        assert "2 of 7 photographs could not be parsed" in text
+        assert all(f"{name}: expected an image" in text for name in ("bad.png", "worse.png"))
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "two").iterdir()) and len(files) == 15
+    for name in files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 @pytest.mark.parametrize("variable", ["PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"])
