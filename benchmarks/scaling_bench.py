@@ -64,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             ("threads", [], options.processes),
         ):
             figures = _turn(before, options, threads)
-            sums += [figures.pop("sum")] if kind == "processes" else []
-            figures.pop("sum", None)
-            for network, rate in figures.items():
-                rates[network, kind].append(rate)
+            for network in NETWORKS:
+                rates[network, kind].append(figures[network])
+            if kind == "processes":
+                sums.append(figures["sum"])
     rows = [_row(name, rates[name, "processes"], rates[name, "threads"]) for name in NETWORKS]
     total = [_of_a_training(rates, kind) for kind in ("processes", "threads")]
     rows.append(("all, a step of each", *(f"{rate:.0f}" for rate in total), f"{total[0] / total[1]:.2f}"))

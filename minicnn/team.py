@@ -53,9 +53,6 @@ class Team:
     def wait(self) -> None:
         """Return when all are here."""
 
-    def end(self, code: int) -> None:
-        """End all processes at once; a single one just goes on."""
-
 
 ALONE = Team()
 
@@ -85,9 +82,6 @@ class MPITeam(Team):
 
     def wait(self) -> None:
         self._world.Barrier()
-
-    def end(self, code: int) -> None:
-        self._world.Abort(code)
 
 
 def launched_rank() -> int | None:

@@ -129,7 +129,6 @@ def harness(kills: int, backend: str, seed: int, work: Path) -> int:
     """
     rng = random.Random(seed)
     output = work / "output"
-    started = time.monotonic()
     wait(launch(work / "peace", backend, output))  # compiles what is to be compiled
     shutil.rmtree(work / "peace")
     started = time.monotonic()
