@@ -34,14 +34,12 @@ from measure import (
 from icnn.command import Parser, existing_folder, progress, run
 from icnn.dataset import SmithFolder
 from icnn.export import to_onnx
-from icnn.network import icnn_graph
 from icnn.parts import NETWORKS, PATCHES
 from icnn.pipeline import Predict, load_pipeline, predictor
 from icnn.report import text_table
-from icnn.stored import SHIPPED
+from icnn.stored import SHIPPED, read_network
 from icnn.synthetic import synthetic_faces
 from minicnn import Graph, Plan
-from minicnn.checkpoint import load_tensors
 from minicnn.kernels import get_backend
 
 #: One network of each labels and side -> how many such patches a face has.
@@ -71,8 +69,8 @@ class Engine(NamedTuple):
 
 def weights_of(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
     """A shipped network's graph and parameters."""
-    network = NETWORKS[name]
-    return icnn_graph(network.labels, network.size), load_tensors(SHIPPED / f"{name}.safetensors")[0]
+    stored = read_network(SHIPPED, name)
+    return stored.graph, stored.parameters
 
 
 def own_network(name: str, batch: int, threads: int) -> Predict:
