@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from numba import njit
 from PIL import Image
 
 from icnn.config import Augment
+from minicnn.kernels.cache import cached
 
 LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 _REACH = 3  # pixels of a blur, either way
@@ -136,7 +136,7 @@ def through_jpeg(values: np.ndarray, quality: int) -> np.ndarray:
 # that holds up the training's steps.
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@cached(nogil=True, error_model="numpy")
 def _occlude(values, inside, centre, half, angle, colour):
     size = values.shape[0]
     cosine, sine = np.cos(angle), np.sin(angle)
@@ -148,7 +148,7 @@ def _occlude(values, inside, centre, half, angle, colour):
                     values[i, j, c] = colour[c]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@cached(nogil=True, error_model="numpy")
 def _recolour(values, inside, mixture, curve, light):
     """Tone curve (257 points from 0 to 255), light, then the mixture of the channels."""
     size = values.shape[0]
@@ -168,7 +168,7 @@ def _recolour(values, inside, mixture, curve, light):
                 values[i, j, c] = min(max(value, np.float32(0)), np.float32(255))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@cached(nogil=True, error_model="numpy")
 def _blurred(values, inside, taps):
     """Rows, then columns; what is outside has no part in any mean."""
     size, reach = values.shape[0], len(taps) // 2

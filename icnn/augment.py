@@ -9,10 +9,10 @@ x' = (x + 0.5) s - 0.5.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from icnn.config import Augment
 from icnn.palette import PARTS
+from minicnn.kernels.cache import cached
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int]) ->
 
 # Strict arithmetic (no fastmath): code that Numba loads from its cache need not be fused as that of the process which
 # compiled it was, and the same seed must give the same bits.
-@njit(cache=True, nogil=True, error_model="numpy")
+@cached(nogil=True, error_model="numpy")
 def _warp(values, inside, pixels, matrix, grid):
     height, width, channels = pixels.shape
     for i in range(values.shape[0]):
@@ -176,14 +176,14 @@ def _warp(values, inside, pixels, matrix, grid):
                 values[i, j, :] = 0
 
 
-@njit(cache=True, nogil=True, inline="always")
+@cached(nogil=True, inline="always")
 def _is_inside(x, y, width, height):
     # the border itself is outside, rounding included, so that the mask of a mirrored image is the mirrored mask
     edge = 0.5 - 1e-6
     return -edge < x < width - 1 + edge and -edge < y < height - 1 + edge
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@cached(nogil=True, error_model="numpy")
 def _add_bilinear(total, pixels, x, y):
     """total += pixels at (x, y), the border pixels continued by half a pixel."""
     height, width, channels = pixels.shape
@@ -231,7 +231,7 @@ def maps_of(labels: np.ndarray) -> np.ndarray:
     return (255 * np.eye(len(PARTS), dtype=np.uint8)).take(labels, axis=0)
 
 
-@njit(cache=True, nogil=True)
+@cached(nogil=True)
 def _label(labels, maps, inside, threshold):
     for i in range(labels.shape[0]):
         for j in range(labels.shape[1]):
@@ -263,7 +263,7 @@ def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@cached(nogil=True, error_model="numpy")
 def _normalise(out, values, inside):
     """In float64, and without holding up other threads: this runs beside the training's steps."""
     height, width = inside.shape

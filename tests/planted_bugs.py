@@ -2,16 +2,20 @@
 
 Each entry is one small change to the source that a person might make by
 mistake, and the test that must catch it. The source is copied, changed there,
-and only the named test runs; the working tree is never touched. Exit code 1 if
-a bug is not caught, or if an entry no longer fits the source.
+and only the named test runs, one on each core; the working tree is never
+touched. Exit code 1 if a bug is not caught, or if an entry no longer fits the
+source.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -501,6 +505,13 @@ BUGS = [
         "make_table(table, tile_images,",
         "hostcuda/test_cases.py::test_kernel",
     ),
+    Bug(
+        "processes that compile at once share Numba's numbers",
+        "minicnn/kernels/cache.py",
+        "            with self._lock:\n                self._numbas.save_overload(*arguments)\n",
+        "            self._numbas.save_overload(*arguments)\n",
+        "test_compiled.py::test_processes_that_compile_at_once_do_not_swap_their_kernels",
+    ),
 ]
 
 
@@ -522,24 +533,42 @@ def check(bug: Bug, tree: Path) -> str:
     return f"not caught: pytest exited with {result.returncode}: {result.stdout.strip().splitlines()[-1:]}"
 
 
+def copy_tree(folder: str) -> Path:
+    """The sources in a new folder within `folder`."""
+    tree = Path(tempfile.mkdtemp(dir=folder))
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree / name)
+    return tree
+
+
 def main() -> int:
-    """Check the bugs whose numbers are given, or all."""
-    numbers = [int(text) for text in sys.argv[1:]] or range(1, len(BUGS) + 1)
+    """Run the command; see ``--help``."""
+    parser = argparse.ArgumentParser(prog="python tests/planted_bugs.py", description=__doc__.partition(":")[0])
+    parser.add_argument("numbers", type=int, nargs="*", choices=range(1, len(BUGS) + 1), metavar="NUMBER", default=[])
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="default: as many as cores")
+    options = parser.parse_args()
+    bugs = {number: BUGS[number - 1] for number in options.numbers or range(1, len(BUGS) + 1)}
     missed = 0
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy(source, tree / name)
-        for number in numbers:
-            bug = BUGS[number - 1]
-            problem = check(bug, tree)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+        trees = Queue()
+        for _ in range(options.jobs):
+            trees.put(copy_tree(folder))
+
+        def check_in_a_tree(bug: Bug) -> str:
+            tree = trees.get()
+            try:
+                return check(bug, tree)
+            finally:
+                trees.put(tree)
+
+        for (number, bug), problem in zip(bugs.items(), pool.map(check_in_a_tree, bugs.values()), strict=True):
             missed += bool(problem)
             print(f"{number:2} {problem or 'caught'}: {bug.what} ({bug.test})", flush=True)
-    print(f"{len(numbers) - missed} of {len(numbers)} planted bugs caught")
+    print(f"{len(bugs) - missed} of {len(bugs)} planted bugs caught")
     return 1 if missed else 0
 
 

@@ -304,7 +304,69 @@ def test_without_a_folder_for_compiled_kernels_they_work_all_the_same():
     """Whoever runs the tests may write everywhere; so Numba is left no place to look."""
     done = run_python("from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n" + _TANH)
     assert done.returncode == 0 and float(done.stdout) == pytest.approx(np.tanh(1))
-    assert "no folder for compiled kernels" in done.stderr and "set NUMBA_CACHE_DIR" in done.stderr
+    assert done.stderr.count("compiled functions cannot be kept (no folder can be written to); set NUMBA") == 1
+
+
+_FILL = """
+import sys
+import time
+import numpy as np
+from numba.core.caching import IndexDataCacheFile
+from minicnn.kernels.jit import kernel
+
+def filling(value):
+    @kernel("flat", tasks=None)
+    def fill(y):
+        for i in range(y.size):
+            y[i] = value
+    return fill
+
+before_index, before_data = float(sys.argv[1]), float(sys.argv[2])
+save_index, save_data = IndexDataCacheFile._save_index, IndexDataCacheFile._save_data
+IndexDataCacheFile._save_index = lambda *given: (time.sleep(before_index), save_index(*given))
+IndexDataCacheFile._save_data = lambda *given: (time.sleep(before_data), save_data(*given))
+print("ready", flush=True)
+sys.stdin.readline()
+for value in map(int, sys.argv[3:]):
+    y = np.zeros(3, np.float32)
+    filling(value)(y)
+    print(*y)
+"""
+
+
+def test_processes_that_compile_at_once_do_not_swap_their_kernels(tmp_path):
+    """Two versions of one function, alike in their types: one's entry in the index would name the other's code."""
+    program = tmp_path / "fill.py"
+    program.write_text(_FILL)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+
+    def start(*arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, program, *arguments], env=environment, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    both = [start("1", "2", "1"), start("2", "0", "2")]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.communicate()[0] for process in both] == ["1.0 1.0 1.0\n", "2.0 2.0 2.0\n"]
+    later, _ = start("0", "0", "1", "2").communicate("\n")
+    assert later == "ready\n1.0 1.0 1.0\n2.0 2.0 2.0\n"
+
+
+def test_a_cache_without_room_costs_a_warning_only(tmp_path):
+    """A folder stands where the lock should be: it cannot be opened, as any file on a full disk."""
+    first = run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path))
+    assert first.returncode == 0
+    (lock,) = tmp_path.rglob("in-turn.lock")
+    lock.unlink()
+    lock.mkdir()
+    done = run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0 and float(done.stdout) == pytest.approx(np.tanh(1))
+    assert done.stderr.startswith("warning: compiled functions cannot be kept")
 
 
 def test_compiled_kernels_of_other_sources_are_not_used(tmp_path):

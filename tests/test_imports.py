@@ -19,7 +19,7 @@ ORDER = [
     "minicnn.kernels",
     "minicnn.kernels.host", "minicnn.kernels.reference",
     "minicnn.kernels.checks",
-    "minicnn.kernels.jit", "minicnn.kernels.planes", "minicnn.kernels.simd",
+    "minicnn.kernels.cache", "minicnn.kernels.jit", "minicnn.kernels.planes", "minicnn.kernels.simd",
     "minicnn.kernels.cpu_correlation", "minicnn.kernels.cpu_weight_gradient", "minicnn.kernels.cpu",
     "minicnn.kernels.gpu_tiles", "minicnn.kernels.gpu", "minicnn.kernels.gpu_im2col",
     "minicnn.layers",

@@ -19,6 +19,8 @@ from numba import get_num_threads, njit, set_parallel_chunksize, types
 from numba.core import config, event
 from numba.extending import intrinsic
 
+from minicnn.kernels.cache import cached
+
 #: "contract" lets LLVM fuse a * b + c, "reassoc" vectorise sums; NaN and infinities keep their meaning.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 SERIAL: dict[str, Any] = {"fastmath": _FAST, "error_model": "numpy", "nogil": True}
@@ -145,13 +147,9 @@ class Kernel:
         }
         signature = types.void(*(kinds[kind] for kind in self._signature))
         with event.install_listener("numba:compile", _Notice(self._function.__name__, str(real))):
-            try:
-                compiled = njit(signature, cache=True, **self._options)(self._function)
-            except (RuntimeError, OSError) as error:
-                if isinstance(error, RuntimeError) and "cannot cache" not in str(error):
-                    raise
-                logger.warning("no folder for compiled kernels (%s); set NUMBA_CACHE_DIR to one", error)
-                compiled = njit(signature, **self._options)(self._function)
+            compiled = cached(**self._options)(self._function)
+            compiled.compile(signature)
+            compiled.disable_compile()
         self._compiled[char] = compiled
         return compiled
 
