@@ -4,8 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +17,7 @@ from PIL import Image
 from icnn.command import Parser, Signals, compilation_announced, positive, progress, run
 from icnn.errors import InputError
 from icnn.framing import Box
+from icnn.jobs import Job, jobs_of
 from icnn.palette import PARTS
 from icnn.parser import Detect, FaceParser, Parsed, Seen, box_of, numbers_of, parsed_of
 from icnn.photograph import read_image
@@ -24,12 +25,6 @@ from icnn.pictures import label_image, overlay
 from icnn.stored import SHIPPED
 from minicnn.checkpoint import atomic_path
 from minicnn.team import join
-
-#: Files of a folder that are taken for photographs.
-SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
-_OURS = ("_labels.png", "_overlay.png", "_mask.png")
 
 #: What --parts understands besides the names of `icnn.palette.PARTS`.
 GROUPS = {
@@ -39,13 +34,6 @@ GROUPS = {
     "mouth": (6, 7, 8),
     "all": tuple(range(1, len(PARTS))),
 }
-
-
-class Job(NamedTuple):
-    """One photograph, and where its results go: below --out, without their endings."""
-
-    source: Path
-    stem: Path
 
 
 class _Read(NamedTuple):
@@ -63,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("expected --face or --detect, got both; leave out one")
     face = numbers_of(options.face) if options.face is not None else None
     team = join()
-    jobs = jobs_of(options.inputs, options.out)
-    if options.resume:
-        jobs = [job for job in jobs if not _beside(options.out / job.stem, _LAST).exists()]
+    count = sum(1 for _ in jobs_of(options.inputs, options.out))
     detect = None
     if options.detect:
         from icnn.detect import detector  # OpenCV is an extra
@@ -73,16 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         detect = detector()
     with Signals() as signals:
         parser = FaceParser(options.weights, options.backend, options.threads or team.threads)
-        make_folders(jobs, options.out)
+        make_folder(options.out)
         work = _Work(parser, face, detect, options.parts, options.out)
-        bad = work.run(jobs[team.rank :: team.size], options.batch, signals)
-    for message in bad if len(jobs) > 1 else ():
+        jobs = (
+            job
+            for job in progress(jobs_of(options.inputs, options.out), "parse", count)
+            if job.belongs_to(team.rank, team.size) and not (options.resume and work.has_done(job))
+        )
+        bad = work.run(jobs, options.batch, signals)
+    for message in bad if count > 1 else ():
         print(f"icnn.parse: {message}", file=sys.stderr, flush=True)
-    count = np.array([len(bad)])
-    team.sum(count)  # all have said what was wrong before any ends with 2
-    if count[0]:
-        alone = len(jobs) == 1 and bad
-        raise InputError(bad[0] if alone else f"{count[0]} of {len(jobs)} photographs could not be parsed")
+    all_bad = np.array([len(bad)])
+    team.sum(all_bad)  # all have said what was wrong before any ends with 2
+    if all_bad[0]:
+        raise InputError(bad[0] if count == 1 and bad else f"{all_bad[0]} of {count} photographs could not be parsed")
     return 0
 
 
@@ -130,63 +120,12 @@ def chosen_parts(text: str) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-# ---------------------------------------------------------------- files
-
-
-def jobs_of(inputs: Sequence[Path], out: Path) -> list[Job]:
-    """All photographs of the inputs, each once, and names for their results that do not meet.
-
-    A file's results are named after it, those of a folder's files after their path in it; names that would meet begin
-    at the deepest folder that all of the inputs share, and keep the suffix where even that is not enough.
-
-    Raises
-    ------
-    InputError
-        If an input does not exist, or a folder has no photographs.
-    """
-    found: dict[Path, Path] = {}  # photograph -> path below the input it comes from
-    for path in inputs:
-        if path.is_dir():
-            inside = [file for file in _photographs(path) if out.resolve() not in file.resolve().parents]
-            if not inside:
-                raise InputError(f"{path}: expected photographs ({' '.join(sorted(SUFFIXES))}), found none")
-            found |= {file: file.relative_to(path) for file in inside if file not in found}
-        else:
-            found.setdefault(path, Path(path.name))
-    stems = {file: below.with_suffix("") for file, below in found.items()}
-    if len(found) > 1:
-        shared = Path(os.path.commonpath([file.absolute().parent for file in found]))
-        _part(stems, {file: file.absolute().relative_to(shared).with_suffix("") for file in found})
-        _part(stems, {file: stem.with_name(file.name) for file, stem in stems.items()})
-    return [Job(file, stem) for file, stem in stems.items()]
-
-
-def _part(stems: dict[Path, Path], longer: dict[Path, Path]) -> None:
-    """Give those whose names meet, in letters of either case, their longer ones."""
-    count = Counter(str(stem).casefold() for stem in stems.values())
-    for file, stem in stems.items():
-        if count[str(stem).casefold()] > 1:
-            stems[file] = longer[file]
-
-
-def _photographs(folder: Path) -> Iterator[Path]:
-    """Files of a folder and those below, in order; links to folders are not followed, so that no loop can be."""
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES and not name.endswith(_OURS):
-                yield Path(where, name)
-
-
-def make_folders(jobs: Sequence[Job], out: Path) -> None:
-    """Make --out and what it needs below; raise InputError, before any work, where that cannot be."""
-    for folder in sorted({out, *((out / job.stem).parent for job in jobs)}):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{folder}: expected to make this folder, got {error.strerror}; try another --out"
-            ) from error
+def make_folder(out: Path) -> None:
+    """Make --out; raise InputError, before any work, where it cannot be or may not be written to."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: expected to make this folder, got {error.strerror}; try another --out") from error
     if not os.access(out, os.W_OK | os.X_OK):
         raise InputError(f"{out}: expected a folder that may be written to, got one that may not; try another --out")
 
@@ -211,24 +150,30 @@ class _Work:
         self._parts = parts
         self._out = out
 
-    def run(self, jobs: Sequence[Job], batch: int, signals: Signals) -> list[str]:
+    def has_done(self, job: Job) -> bool:
+        """Whether the photograph's last result is there."""
+        return _beside(self._out / job.stem, _LAST).exists()
+
+    def run(self, jobs: Iterable[Job], batch: int, signals: Signals) -> list[str]:
         """Parse all; what was wrong with those that could not be."""
         bad: list[str] = []
         chunk: list[_Read] = []
         writing: deque[Future] = deque()
         with ThreadPoolExecutor(2, "photographs") as pool:
             try:
-                for number, (job, future) in enumerate(progress(self._ahead(jobs, batch, pool), "parse", len(jobs)), 1):
+                for job, future in self._ahead(jobs, batch, pool):
                     signals.check()
                     try:
                         chunk.append(_Read(job, *future.result()))
                     except InputError as error:
                         bad.append(str(error))
-                    if len(chunk) == batch or number == len(jobs):
+                    if len(chunk) == batch:
                         writing.extend(pool.submit(self._write, *done) for done in self._parse(chunk))
                         chunk = []
                     while len(writing) > batch:
                         writing.popleft().result()
+                if chunk:
+                    writing.extend(pool.submit(self._write, *done) for done in self._parse(chunk))
                 while writing:
                     writing.popleft().result()
             finally:
@@ -236,7 +181,7 @@ class _Work:
                     future.cancel()
         return bad
 
-    def _ahead(self, jobs: Sequence[Job], depth: int, pool: ThreadPoolExecutor) -> "Iterator[tuple[Job, Future]]":
+    def _ahead(self, jobs: Iterable[Job], depth: int, pool: ThreadPoolExecutor) -> "Iterator[tuple[Job, Future]]":
         """Jobs with their photographs, `depth` of which are being read at any time."""
         reading: deque[tuple[Job, Future]] = deque()
         try:
@@ -273,6 +218,7 @@ class _Work:
         """All results of one photograph, from resampling to its own size on: beside the networks of the next."""
         photograph, target = read.photograph, self._out / read.job.stem
         parsed = parsed_of(photograph.shape[:2], faces)
+        target.parent.mkdir(parents=True, exist_ok=True)
 
         _save(label_image(parsed.labels), _beside(target, "_labels.png"))
         _save(Image.fromarray(overlay(photograph, parsed.labels)), _beside(target, "_overlay.png"))

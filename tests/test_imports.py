@@ -43,7 +43,8 @@ ORDER = [
     "icnn.search", "icnn.detect", "icnn.parser",
     "icnn.charts", "icnn.pictures", "icnn.page", "icnn.showcase",
     "icnn.runs", "icnn.watch", "icnn.training",
-    "icnn.train", "icnn.evaluate", "icnn.report", "icnn.parse", "icnn.export", "icnn.serve", "icnn.__main__",
+    "icnn.train", "icnn.evaluate", "icnn.report", "icnn.jobs", "icnn.parse", "icnn.export", "icnn.serve",
+    "icnn.__main__",
     "icnn",
 ]
 # fmt: on

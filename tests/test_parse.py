@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from stubs import coloured_face, oracle
 
 import icnn.parse
 from icnn.command import run
+from icnn.jobs import jobs_of
 from icnn.palette import COLOURS, PARTS
-from icnn.parse import Job, chosen_parts, jobs_of
+from icnn.parse import chosen_parts
 
 ROOT = Path(__file__).parents[1]
 ENDINGS = (".json", "_labels.png", "_overlay.png")
@@ -135,14 +137,13 @@ def test_a_folder_is_parsed_past_what_is_no_photograph(tmp_path, capsys):
 def test_photographs_that_vanish_cost_nothing_else(tmp_path, capsys, monkeypatch):
     for name in ("a", "b", "c"):
         photograph(tmp_path / "in" / f"{name}.png")
-    jobs = icnn.parse.jobs_of
+    read = icnn.parse.read_image
 
-    def then_vanishes(inputs, out):
-        found = jobs(inputs, out)
-        (tmp_path / "in" / "b.png").unlink()
-        return found
+    def read_after_a_while(path):
+        (tmp_path / "in" / "b.png").unlink(missing_ok=True)
+        return read(path)
 
-    monkeypatch.setattr("icnn.parse.jobs_of", then_vanishes)
+    monkeypatch.setattr("icnn.parse.read_image", read_after_a_while)
     code, _, err = call(capsys, tmp_path / "in", "--out", tmp_path / "out")
     assert code == 2 and "b.png: expected" in err
     assert results(tmp_path / "out") == whole("a", "c")
@@ -175,23 +176,67 @@ def test_results_are_not_parsed_again(tmp_path, capsys):
         (["x/a.png", "x/b.png"], ["a", "b"]),
         (["x", "y/c.png"], ["a", "b", "c"]),
         (["x/a.png", "x/a.png", "x"], ["a", "b"]),
-        (["x", "z"], ["x/a", "b", "z/A"]),
-        (["y/d.jpg", "y/d.png", "y/c.png"], ["d.jpg", "d.png", "c"]),
+        (["x", "z"], ["b", "x/a", "z/A"]),
+        (["x", "z/A.png"], ["b", "x/a", "z/A"]),
+        (["x/a.png", "z/A.png"], ["x/a", "z/A"]),
+        (["y/d.jpg", "y/d.png", "y/c.png"], ["c", "d.jpg", "d.png"]),
+        (["y/d.jpg", "y"], ["c", "d.jpg", "d.png"]),
         (["y"], ["c", "d.jpg", "d.png"]),
-        (["."], ["x/a", "x/b", "y/c", "y/d.jpg", "y/d.png", "z/A"]),
+        (["."], ["w/x/a", "x/a", "x/b", "y/c", "y/d.jpg", "y/d.png", "z/A"]),
+        (["x", "w"], ["a", "b", "w/x/a"]),  # `x/a` is what x's would be called were there another `a`
+        (["x", "z", "w"], ["b", "w/x/a", "x/a", "z/A"]),
+        (["w", "w/x", "w/../w"], ["a"]),
     ],
 )
 def test_names_that_would_meet_keep_their_folders(tmp_path, monkeypatch, inputs, stems):
     monkeypatch.chdir(tmp_path)
-    for name in ("x/a.png", "x/b.png", "y/c.png", "y/d.jpg", "y/d.png", "z/A.png"):
+    for name in ("x/a.png", "x/b.png", "y/c.png", "y/d.jpg", "y/d.png", "z/A.png", "w/x/a.png"):
         path = Path(name)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    jobs = jobs_of([Path(path) for path in inputs], Path("out"))
-    assert all(isinstance(job, Job) and job.source.is_file() for job in jobs)
+    jobs = list(jobs_of([Path(path) for path in inputs], Path("out")))
+    assert all(job.source.is_file() for job in jobs)
+    assert len({job.source.resolve() for job in jobs}) == len(jobs)
     found = [str(job.stem) for job in jobs]
     assert len(set(map(str.casefold, found))) == len(found)
-    assert found == stems
+    assert sorted(found) == stems
+
+
+def test_a_million_photographs_are_not_in_memory(tmp_path, monkeypatch):
+    """Names of one folder at a time: 200 folders take no more room than one."""
+
+    def walk(folder):
+        for number in range(200):
+            yield str(folder / f"{number:03}"), [], [f"{number:03}-{place:03}.jpg" for place in range(100)]
+
+    def most_memory(use):
+        tracemalloc.start()
+        try:
+            assert use(jobs_of([tmp_path], tmp_path / "out")) == 20_000
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    monkeypatch.setattr("os.walk", walk)
+    assert most_memory(lambda jobs: sum(1 for _ in jobs)) < most_memory(lambda jobs: len(list(jobs))) / 3
+
+
+def test_each_process_has_its_own_photographs_whatever_comes_and_goes(tmp_path):
+    sources = [tmp_path / f"{number}.jpg" for number in range(300)]
+    for source in sources:
+        source.touch()
+
+    def shares(size):
+        return [
+            {job.source for job in jobs_of([tmp_path], Path("out")) if job.belongs_to(rank, size)}
+            for rank in range(size)
+        ]
+
+    before = shares(3)
+    assert sum(map(len, before)) == 300 and set().union(*before) == set(sources)
+    assert min(map(len, before)) > 70
+    sources[0].unlink()
+    assert all(now == then - {sources[0]} for now, then in zip(shares(3), before, strict=True))
 
 
 # ---------------------------------------------------------------- mistakes

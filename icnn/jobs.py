@@ -1,0 +1,109 @@
+"""Which photographs there are to parse, and what their results are called: folder by folder, however many there are."""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
+
+from icnn.errors import InputError
+
+#: Files of a folder that are taken for photographs.
+SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+_RESULTS = ("_labels.png", "_overlay.png", "_mask.png")
+
+
+class Job(NamedTuple):
+    """One photograph, and where its results go: below --out, without their endings."""
+
+    source: Path
+    stem: Path
+
+    def belongs_to(self, rank: int, size: int) -> bool:
+        """Whether this one of so many processes parses it.
+
+        Its path decides, not its place among the others: processes that look into a folder at different times, while
+        files come and go, leave none out.
+        """
+        return crc32(os.fsencode(self.source)) % size == rank
+
+
+def jobs_of(inputs: Sequence[Path], out: Path) -> Iterator[Job]:
+    """All photographs of the inputs, each once, and names for their results that do not meet.
+
+    A file's results are named after it, those of a folder's files after their path in it. Names that would meet begin
+    at the deepest folder that all of the inputs share; what differs from another in its suffix only, keeps that.
+    Links to folders are not followed, so that no loop can be, and what lies in `out` is left out. In memory are the
+    inputs and the names of one folder at a time.
+
+    Raises
+    ------
+    InputError
+        Before the first job, if a folder has no photographs. That a file does not exist is found by reading it.
+    """
+    folders = list({path.resolve(): path for path in inputs if path.is_dir()}.values())
+    apart = {out.resolve(), *(folder.resolve() for folder in folders)}
+    for folder in folders:
+        if next(_walk(folder, {out.resolve()}), None) is None:
+            raise InputError(f"{folder}: expected photographs ({' '.join(sorted(SUFFIXES))}), found none")
+    named = {path.parent.resolve() / path.name: path for path in inputs if not path.is_dir()}
+    files = [path for real, path in named.items() if not _is_found(real, folders, out.resolve())]
+    shared = Path(os.path.commonpath([*(path.absolute() for path in folders), *(_home(path) for path in files)]))
+
+    stems = Counter(_key(file.name) for file in files)
+    twins = Counter((_home(file), _key(file.name)) for file in files)
+    others = _stems(folders, Path())
+    for file in files:
+        key = _key(file.name)
+        stem = Path(file.stem) if stems[key] == 1 and key not in others else _home(file).relative_to(shared) / file.stem
+        yield Job(file, stem if twins[_home(file), key] == 1 else stem.with_name(file.name))
+    for folder in folders:
+        rivals = [other for other in (*folders, shared) if other != folder] if len(folders) + len(files) > 1 else []
+        for where, names in _walk(folder, apart):
+            below = where.relative_to(folder)
+            taken = _stems(rivals, below) | (set() if below.parts else set(stems))
+            start = where.absolute().relative_to(shared)
+            for key, alike in groupby(names, _key):
+                same = list(alike)
+                for name in same:
+                    stem = (start if key in taken else below) / Path(name).stem
+                    yield Job(where / name, stem if len(same) == 1 else stem.with_name(name))
+
+
+def _home(file: Path) -> Path:
+    return file.absolute().parent
+
+
+def _key(name: str) -> str:
+    """What results are named after, without regard to case: not every system tells `A` from `a`."""
+    return Path(name).stem.casefold()
+
+
+def _is_photograph(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES and not name.endswith(_RESULTS)
+
+
+def _walk(folder: Path, apart: Collection[Path]) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below that have photographs, but for those `apart`, with their names by `_key`."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if Path(where, name).resolve() not in apart)
+        if found := sorted(filter(_is_photograph, names), key=lambda name: (_key(name), name)):
+            yield Path(where), found
+
+
+def _is_found(real: Path, folders: Sequence[Path], out: Path) -> bool:
+    """Whether walking the folders comes across this file."""
+    roots = [folder.resolve() for folder in folders]
+    in_results = out in real.parents and any(root in out.parents for root in roots)
+    return _is_photograph(real.name) and not in_results and any(root in real.parents for root in roots)
+
+
+def _stems(folders: Sequence[Path], below: Path) -> set[str]:
+    """Keys of the photographs at one place in each of the folders."""
+    places = [folder / below for folder in folders]
+    names = (path.name for place in places if place.is_dir() for path in place.iterdir())
+    return {_key(name) for name in names if _is_photograph(name)}
