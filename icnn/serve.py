@@ -27,7 +27,8 @@ from icnn.stored import SHIPPED
 
 _TYPES = ("image/", "application/octet-stream")
 _THREADS = 4  # that hold a request at a time; one of them parses
-_CONNECTIONS = 200
+_CONNECTIONS = 200  # at most
+_RECEIVED = 1 << 30  # bytes of uploads at a time, whose connections are fewer if --megabytes is much
 _SLOWEST = 30  # seconds without a byte after which an upload is given up
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'",
@@ -60,15 +61,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     app = make_app(faces, _detector(), options.megabytes << 20, options.megapixels * 1_000_000)
     with compilation_announced():
         faces.parse(np.zeros((256, 256, 3), np.uint8), [(58, 58, 140, 140)])  # compiled before the first visitor
+    most_bytes = options.megabytes << 20
     server = create_server(
         app,
         host=options.host,
         port=options.port,
         threads=_THREADS,
-        connection_limit=_CONNECTIONS,
+        connection_limit=max(_THREADS, min(_CONNECTIONS, _RECEIVED // most_bytes)),
         channel_timeout=_SLOWEST,
         cleanup_interval=5,
-        max_request_body_size=options.megabytes << 20,
+        max_request_body_size=most_bytes,
+        inbuf_overflow=most_bytes + 1,  # no temporary files: nothing is written, and nothing need be writable
+        outbuf_overflow=_RECEIVED,
         ident=None,
     )
     host = f"[{options.host}]" if ":" in options.host else options.host

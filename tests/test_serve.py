@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -163,9 +164,12 @@ def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
 
 @pytest.fixture(scope="module")
 def server():
-    """Address and process of a server with the shipped weights."""
+    """Address and process of a server with the shipped weights, which may not write a byte to any file."""
     command = [sys.executable, "-m", "icnn.serve", "--port", "0", "--megabytes", "2", "--megapixels", "4"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
+    ) as process:  # fmt: skip
         line = process.stdout.readline()
         assert line.startswith("http://127.0.0.1:"), process.stderr.read()
         yield line.split()[0], process
@@ -184,6 +188,15 @@ def send(address, data, kind="image/jpeg"):
     request = urllib.request.Request(f"{address}parse", data, {"Content-Type": kind})
     with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
+
+
+def test_an_upload_is_never_on_a_disk(server):
+    """Waitress would put what is larger than half a megabyte into a file, which this server cannot."""
+    address, _ = server
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    upload = encoded(noise, "PNG")
+    assert 1_400_000 < len(upload) < 2 << 20
+    assert send(address, upload, "image/png")["size"] == [800, 600]
 
 
 def resident(pid):
