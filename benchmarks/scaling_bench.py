@@ -142,8 +142,8 @@ def _work(folder: Path | None, threads: int, steps: int) -> None:
 
 
 def _numbers() -> int:
-    """How many are summed in a step: the gradients of a network of two labels, loss and weight."""
-    return sum(map(math.prod, icnn_graph(2, 64).parameter_shapes.values())) + 2
+    """How many gradients are summed in a step, of a network of two labels."""
+    return sum(map(math.prod, icnn_graph(2, 64).parameter_shapes.values()))
 
 
 def _row(name: str, processes: Sequence[float], threads: Sequence[float]) -> tuple[str, ...]:
@@ -157,8 +157,11 @@ def _of_a_training(rates: dict[tuple[str, str], list[float]], kind: str) -> floa
 
 
 def sum_seconds(processes: int, size: float, latency: float, bandwidth: float) -> float:
-    """An Allreduce by halves and back (Rabenseifner): 2 log2 p messages, 2 (p - 1) / p of the bytes."""
-    return 2 * math.ceil(math.log2(processes)) * latency + 2 * (processes - 1) / processes * size / bandwidth
+    """The sums of a step: gradients by halves and back (Rabenseifner), and two single numbers up a tree and down.
+
+    That is 2 log2 p messages each, and 2 (p - 1) / p of the gradients' bytes.
+    """
+    return 3 * 2 * math.ceil(math.log2(processes)) * latency + 2 * (processes - 1) / processes * size / bandwidth
 
 
 def foretold(image: float, size: float) -> Iterator[tuple[str, ...]]:

@@ -26,8 +26,8 @@ class SoftmaxCrossEntropy:
     ----------
     labels, weights : (batch, H, W) backend arrays, int32 and `dtype`
         What the calls read: the first n are those of the images.
-    value : 0-d backend array
-        The last loss.
+    value, total : 0-d backend arrays
+        The last loss, and the sum of its weights, by which its gradient is divided.
     """
 
     def __init__(self, kernels: ModuleType, shape: Shape, batch: int, dtype: str):
@@ -38,7 +38,7 @@ class SoftmaxCrossEntropy:
         self._probabilities = kernels.zeros((batch, *shape), dtype)
         self.labels = kernels.zeros(pixels, "int32")
         self.weights = kernels.zeros(pixels, dtype)
-        self._total = kernels.zeros((), dtype)
+        self.total = kernels.zeros((), dtype)
         self.value = kernels.zeros((), dtype)
 
     def checked(self, n: int, labels: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
@@ -72,11 +72,11 @@ class SoftmaxCrossEntropy:
     def forward(self, z, s) -> Callable[[], None]:
         """The call that computes `value` from logits z (n, L, H, W); s is scratch."""
         n = z.shape[0]
-        arrays = self.value, self._total, self._probabilities[:n], z, self.labels[:n], self.weights[:n], s
+        arrays = self.value, self.total, self._probabilities[:n], z, self.labels[:n], self.weights[:n], s
         return self._kernels.bind("softmax_cross_entropy_forward", *arrays)
 
     def backward(self, dz, s) -> Callable[[], None]:
         """The call that writes the gradient of `value` into dz (n, L, H, W)."""
         n = dz.shape[0]
-        arrays = dz, self._probabilities[:n], self.labels[:n], self.weights[:n], self._total, s
+        arrays = dz, self._probabilities[:n], self.labels[:n], self.weights[:n], self.total, s
         return self._kernels.bind("softmax_cross_entropy_backward", *arrays)

@@ -311,7 +311,7 @@ class Plan:
 
     @property
     def flat_gradients(self):
-        """All of `gradients` as one array (V,), in the order of the graph: what data-parallel processes sum."""
+        """All of `gradients` as one array (V,), in the order of the graph."""
         return self._store.flat_gradients
 
     @property
@@ -380,8 +380,14 @@ class Plan:
         self._done = "loss"
         return self._loss.value
 
-    def backward(self) -> None:
+    def backward(self, total: float | None = None) -> None:
         """Gradients of the last loss with respect to every parameter, into `gradients`.
+
+        Parameters
+        ----------
+        total : float, optional
+            Sum of the weights of all images of a batch of which these are some: the gradients are then their part of
+            that batch's, which is the sum of such parts.
 
         Raises
         ------
@@ -391,10 +397,16 @@ class Plan:
         if self._done != "loss":
             raise RuntimeError("call forward and loss before backward")
         passes = self._calls(self._n)
+        if total is not None:
+            self._kernels.upload(self._loss.total, np.asarray(total))
         with self._kernels.threads(self.threads):
             passes.loss_gradient()
         self._run(passes.backward, "backward")
         self._done = "backward"  # what it read may be overwritten: shared buffers
+
+    def sum_gradients(self, team) -> None:
+        """Replace the gradients, in every process of a team (`minicnn.team`), by the sum of all."""
+        self._kernels.summing(team)(self.flat_gradients)
 
     def update(self, optimiser: SGD) -> None:
         """Apply the last gradients to the parameters."""

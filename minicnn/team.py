@@ -1,7 +1,8 @@
 """Data-parallel SGD: processes that train one network together, each on its part of every batch.
 
-A batch is cut into shards. The gradient of a weighted mean over all is the mean of the shards' gradients, each weighted
-with its sum of weights (Sec. 2.5's loss over more images), so one sum over the processes a step is all they exchange.
+A batch is cut into shards. The loss is a weighted mean over all of its pixels (Sec. 2.5), so each process divides by
+the sum of all weights, and the batch's gradient is the plain sum of the processes': with two numbers more, that is all
+they exchange.
 """
 
 import os
@@ -163,21 +164,25 @@ def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: S
     ValueError
         For what `Plan.forward` and `Plan.loss` do not accept, or weights that sum to 0 over all parts.
     """
-    count = plan.flat_gradients.size
-    total = np.zeros(count + 2, plan.flat_gradients.dtype)  # gradients, loss, weight: one message
-    for images, labels, weights in parts:
-        weight = weights.sum(dtype=total.dtype)
-        if not weight:
-            continue
-        plan.forward(images)
-        loss = plan.download(plan.loss(labels, weights))
-        plan.backward()
-        total[:count] += weight * plan.download(plan.flat_gradients)
-        total[count:] += weight * loss, weight
+    gradients = plan.flat_gradients
+    parts = [part for part in parts if part[2].any()]
+    total = np.zeros((), gradients.dtype)
+    for _, _, weights in parts:
+        total += weights.sum(dtype=total.dtype)
     team.sum(total)
-    if not total[-1] > 0:
+    if not total > 0:
         raise ValueError("expected weights of at least 0 whose sum is not 0")
-    total[:-1] /= total[-1]
-    plan.upload(plan.flat_gradients, total[:count])
+    loss = np.zeros_like(total)
+    kept = None if len(parts) == 1 else np.zeros(gradients.shape, gradients.dtype)  # one part's are where they belong
+    for images, labels, weights in parts:
+        plan.forward(images)
+        loss += plan.download(plan.loss(labels, weights)) * weights.sum(dtype=total.dtype) / total
+        plan.backward(float(total))
+        if kept is not None:
+            kept += plan.download(gradients)
+    if kept is not None:
+        plan.upload(gradients, kept)
+    plan.sum_gradients(team)
+    team.sum(loss)
     plan.update(optimiser)
-    return total[count]
+    return loss

@@ -18,12 +18,22 @@ from minicnn.kernels import SIGNATURES
 from minicnn.kernels.checks import Check
 from minicnn.kernels.cpu_correlation import correlation_scratch, prepare_backward_data, prepare_forward
 from minicnn.kernels.cpu_weight_gradient import prepare_backward_weights, weight_gradient_scratch
-from minicnn.kernels.host import Feed, download, empty, memory_left, record, upload, zeros
+from minicnn.kernels.host import Feed, download, empty, memory_left, record, summing, upload, zeros
 from minicnn.kernels.jit import SERIAL, exp, kernel, like, tanh
 from minicnn.kernels.planes import in_turn, planes
 from minicnn.kernels.simd import row
 
-__all__ = ["Feed", "download", "empty", "memory_left", "planes", "record", "upload", "zeros"]  # part of the backend
+__all__ = [
+    "Feed",
+    "download",
+    "empty",
+    "memory_left",
+    "planes",
+    "record",
+    "summing",
+    "upload",
+    "zeros",
+]  # part of the backend
 
 NAME = "numba"
 _BLOCK = 1 << 14  # parameters that one task updates

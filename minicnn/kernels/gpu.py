@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial, wraps
 from pathlib import Path
@@ -55,6 +56,8 @@ except ImportError as error:
 
 _OLDEST = 70  # compute capability 7.0, Volta: what CUDA 12 and the tests of the machine code begin with
 _LEAST_MEMORY = 512 << 20  # bytes that a small training needs
+#: Variables in which MPI launchers tell a process its number on its machine: Hydra and Intel, Open MPI, Slurm.
+_PLACES = "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"
 _NOTED = 0.1  # s; what takes longer was compiled and not found in CuPy's cache
 
 
@@ -68,8 +71,10 @@ def _require_device() -> None:
     if os.environ.get("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0") not in ("", "0"):
         raise ImportError("its streams would not wait for each other: unset CUPY_CUDA_PER_THREAD_DEFAULT_STREAM")
     try:
-        if not cupy.cuda.runtime.getDeviceCount():
+        if not (count := cupy.cuda.runtime.getDeviceCount()):
             raise ImportError("no NVIDIA GPU was found")
+        if (place := _place()) is not None:
+            cupy.cuda.Device(place % count).use()  # processes on one machine take one each, as long as there are any
         device = cupy.cuda.Device()
         capability, free = int(device.compute_capability), device.mem_info[0]
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -85,6 +90,11 @@ def _require_device() -> None:
     except Exception as error:  # CuPy gives a missing library many names
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ImportError(f"NVRTC, CUDA's compiler, does not work ({first}): pip install 'icnn[cuda12]'") from None
+
+
+def _place() -> int | None:
+    """This process's number on its machine, if a launcher has started it."""
+    return next((int(text) for name in _PLACES if (text := os.environ.get(name, "")).isdecimal()), None)
 
 
 def _mib(count: int) -> str:
@@ -225,6 +235,44 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
         graph.launch(_STREAM)
 
     return replay
+
+
+# ---- several processes
+
+
+@cache
+def summing(team) -> Callable[..., None]:
+    """A function that replaces an array, in every process of a team, by the sum of all.
+
+    NCCL's, from device to device, where it is installed and each process has a GPU of its own; else by way of the host.
+    """
+    group = _nccl(team)
+    if group is not None:
+
+        def between_devices(array) -> None:
+            group.all_reduce(array, array, stream=_STREAM)
+
+        return between_devices
+
+    def through_host(array) -> None:
+        values = download(array)
+        team.sum(values)
+        upload(array, values)
+
+    return through_host
+
+
+def _nccl(team):
+    """CuPy's communicator of all processes; None unless all of them can have it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # CuPy's several lines about a library that need not be there
+        can = bool(cupy.cuda.nccl.available)  # pyright: ignore[reportAttributeAccessIssue]
+    can = can and _place() is not None and team.neighbours <= cupy.cuda.runtime.getDeviceCount()
+    if team.size == 1 or team.most(int(not can)):
+        return None
+    from cupyx.distributed import init_process_group  # pyright: ignore[reportMissingImports]
+
+    return init_process_group(team.size, team.rank, use_mpi=True)
 
 
 # ---- launches

@@ -38,6 +38,11 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
+def summing(team) -> Callable[[np.ndarray], None]:
+    """A function that replaces an array, in every process of a team, by the sum of all."""
+    return team.sum
+
+
 def memory_left() -> None:
     """Not known: the system lends more memory than there is."""
     return None

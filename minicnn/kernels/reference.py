@@ -12,11 +12,12 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from threadpoolctl import ThreadpoolController
 
-from minicnn.kernels.host import Feed, download, empty, memory_left, record, upload, zeros
+from minicnn.kernels.host import Feed, download, empty, memory_left, record, summing, upload, zeros
 
 NAME = "numpy"
 
-__all__ = ["Feed", "download", "empty", "memory_left", "record", "upload", "zeros"]  # part of the backend
+# What the backend has besides its kernels.
+__all__ = ["Feed", "download", "empty", "memory_left", "record", "summing", "upload", "zeros"]
 
 _BLAS = ThreadpoolController()
 

@@ -41,7 +41,7 @@ def configure(**facts) -> None:
     Parameters
     ----------
     devices : int
-        0 or 1.
+        How many there are.
     compute_capability : str
         Such as "80".
     memory : int
@@ -50,12 +50,14 @@ def configure(**facts) -> None:
         Of the device.
     driver : int or None
         Its version; None: there is no driver.
-    nvrtc : bool
-        Whether CUDA's compiler is installed.
+    nvrtc, nccl : bool
+        Whether CUDA's compiler and NVIDIA's library for sums over devices are installed.
     fill : bool
         Whether new arrays are filled with NaN and tracked; without it, arrays that nobody touches need no memory here.
     """
     MACHINE.facts = Facts(**facts)
+    MACHINE.device = 0
+    vars(_nccl)["available"] = MACHINE.facts.nccl
     POOL.free_all_blocks()
 
 
@@ -279,6 +281,7 @@ def _module(name: str, *members: type | Callable, **named: object) -> ModuleType
 _runtime = _module(
     "cupy.cuda.runtime", getDeviceCount, getDeviceProperties, driverGetVersion, runtimeGetVersion, CUDARuntimeError
 )
+_nccl = _module("cupy.cuda.nccl", available=False)
 _cuda = _module(
     "cupy.cuda",
     *(
@@ -293,6 +296,7 @@ _cuda = _module(
         get_elapsed_time,
     ),
     runtime=_runtime,
+    nccl=_nccl,
     driver=_module("cupy.cuda.driver", CUDADriverError),
     memory=_module("cupy.cuda.memory", OutOfMemoryError),
     compiler=_module("cupy.cuda.compiler", CompileException),

@@ -70,6 +70,7 @@ class Facts:
     name: str = "Stand-in GPU"
     driver: int | None = 12090
     nvrtc: bool = True
+    nccl: bool = False
     fill: bool = True
 
 
@@ -173,6 +174,7 @@ class Machine:
     def __init__(self):
         self.facts = Facts()
         self.schedule, self.random = "lazy", random.Random(0)
+        self.device = 0  # the current one
         self.null = Queue(blocking=True)
         self.broken = 0  # allocations whose guard zones were written to
         self._queues: list[weakref.ref[Queue]] = []

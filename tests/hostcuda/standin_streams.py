@@ -200,9 +200,13 @@ class Device:
 
     def __init__(self, device=None):
         MACHINE.require()
-        if device not in (None, 0):
-            raise NotImplementedError("outside of the stand-in: several devices")
-        self.id = 0
+        self.id = MACHINE.device if device is None else device
+        if not 0 <= self.id < MACHINE.facts.devices:
+            raise CUDARuntimeError(101)
+
+    def use(self):
+        """Make it the current one; all have the one memory here."""
+        MACHINE.device = self.id
 
     @property
     def compute_capability(self):

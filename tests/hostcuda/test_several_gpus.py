@@ -1,0 +1,68 @@
+"""Do processes with a GPU each sum their gradients from device to device, and compute what one process does?"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+LAUNCHER = Path(sys.executable).parent / "mpiexec"  # of the package mpich
+
+PROGRAM = """
+import sys
+from hashlib import sha256
+import cupy
+import standin
+standin.configure(devices=int(sys.argv[1]), nccl=sys.argv[2] == "nccl")
+import numpy as np
+from minicnn import SGD, Graph, Plan
+from minicnn.kernels import get_backend
+from minicnn.layers import Conv2D, Input
+from minicnn.team import join, sharded_step, shards_of
+
+graph = Graph(preset="test", labels=2, size=6)
+graph.add("image", Input(1, 6, 6))
+graph.add("y", Conv2D(2, 3), "image")
+team, rng = join(), np.random.default_rng(5)
+plan = Plan(graph, 2, "cupy", seed=1)
+for _ in range(3):
+    batch = rng.normal(size=(3, 1, 6, 6)), rng.integers(0, 2, (3, 6, 6)), rng.uniform(0, 2, (3, 6, 6))
+    own = shards_of(3, 2)[team.rank :: team.size]
+    loss = sharded_step(plan, [[array[part] for array in batch] for part in own], SGD(lr=0.1, momentum=0.9), team)
+way = get_backend("cupy").summing(team).__name__
+values = sha256(plan.state()["values"].tobytes()).hexdigest()
+standin.finish()
+sys.stdout.write(f"{way} {cupy.cuda.Device().id} {float(loss).hex()} {values}\\n")  # in one piece
+"""
+
+
+def outcome(processes: int, devices: int, nccl: bool) -> list[list[str]]:
+    """What each process says: the way its sums go, its device, the last loss and the parameters."""
+    launcher = [str(LAUNCHER), "-n", str(processes)] if processes > 1 else []
+    paths = os.pathsep.join(map(str, (HERE / "in_place", ROOT)))
+    done = subprocess.run(
+        [*launcher, sys.executable, "-c", PROGRAM, str(devices), "nccl" if nccl else "none"],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return sorted(line.split() for line in done.stdout.splitlines())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is needed to run CUDA kernels on the CPU")
+@pytest.mark.skipif(not LAUNCHER.exists(), reason="needs mpiexec (pip install mpich)")
+def test_two_processes_equal_one_to_the_bit_whichever_way_their_sums_go():
+    pytest.importorskip("mpi4py")
+    ((_, device, *expected),) = outcome(1, 1, nccl=False)
+    assert device == "0"
+    for devices, nccl, way, places in (
+        (2, True, "between_devices", ["0", "1"]),
+        (2, False, "through_host", ["0", "1"]),
+        (1, True, "through_host", ["0", "0"]),  # NCCL wants a device for each
+    ):
+        said = outcome(2, devices, nccl)
+        assert [line[:2] for line in said] == [[way, place] for place in places]
+        assert all(line[2:] == expected for line in said)
