@@ -24,13 +24,14 @@ from contenders import (
 )
 from gpu_model import DEVICES, LAUNCH
 from machine_code import ToolMissing
-from measure import Peak, cores, find_torch, machine, result_file, thread_counts, write_figures
+from measure import Peak, find_torch, machine, result_file, thread_counts, write_figures
 from model_table import NOTE, format_model, format_steps, model_rows
 
 from icnn.command import Parser, positive, progress, run
 from icnn.errors import InputError
 from icnn.report import text_table
 from minicnn.kernels import choose_backend, get_backend
+from minicnn.kernels.host import cores
 
 ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a call
 SCALING = 0.8  # least share of the ideal gain by more threads at which their rows are taken at face value

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import platform
 import sys
 import time
@@ -26,6 +25,7 @@ from icnn.report import text_table
 from minicnn.checkpoint import atomic_path
 from minicnn.graph import Graph
 from minicnn.kernels import get_backend
+from minicnn.kernels.host import cores
 from minicnn.kernels.jit import VECTOR_BYTES
 from minicnn.kernels.simd import lanes
 from minicnn.layers import Conv2D
@@ -103,11 +103,6 @@ class Peak:
                 seconds = time.perf_counter() - start
                 rates.append(2e-9 * _LANES * sums * _LOOPS * _TASKS / seconds)
         return max(rates)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> str:

@@ -16,7 +16,7 @@ from shutil import which
 from statistics import median
 
 import numpy as np
-from measure import Goal, cores, format_goals, machine, result_file, write_figures
+from measure import Goal, format_goals, machine, result_file, write_figures
 
 from icnn.batches import Batches, samples_of
 from icnn.command import Parser, existing_folder, positive, progress, run
@@ -29,6 +29,7 @@ from icnn.report import text_table
 from icnn.synthetic import synthetic_faces
 from icnn.training import own_shards
 from minicnn import SGD, Plan
+from minicnn.kernels.host import cores
 from minicnn.team import join, sharded_step
 
 FACES = 60  # synthetic ones, unless --data

@@ -22,6 +22,7 @@ from icnn.errors import InputError
 from icnn.palette import MIRRORED, PARTS, SMITH_FILES
 from icnn.photograph import decode, mistake, quiet, there, to_grey, to_rgb
 from minicnn.checkpoint import atomic_path
+from minicnn.kernels.host import cores
 
 SPLITS = ("exemplars", "tuning", "testing")
 SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -152,7 +153,7 @@ class SmithFolder:
         """
         names = self.names(split)
         faces, centres, held = [], [], 0
-        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(min(4, cores()))
         try:
             with quiet():  # here rather than in each worker: the filters belong to the whole process
                 for face, centre in pool.map(self._load_and_locate, names):

@@ -435,6 +435,12 @@ def entries_of(log: Sequence[Mapping[str, Any]], network: str) -> list[tuple[flo
     return sorted(by_step.items())
 
 
+def best_of(log: Sequence[Mapping[str, Any]], network: str) -> tuple[float, float] | None:
+    """A network's best validation F and the first step that had it; None before the first."""
+    scores = [(finite(entry.get("validation_f")), step) for step, entry in entries_of(log, network)]
+    return max(((f, step) for f, step in scores if f is not None), key=lambda score: score[0], default=None)
+
+
 def training_curves(log: Sequence[Mapping[str, Any]]) -> str:
     """Loss and validation F of every network that has begun."""
     parts = []
@@ -448,17 +454,15 @@ def training_curves(log: Sequence[Mapping[str, Any]]) -> str:
         score = series("validation", "validation_f", 1)
         charts = line_chart("loss, logarithmic", loss, log=True) + line_chart("validation F", [score])
         if charts:
-            facts = _facts(entries, score)
+            facts = _facts(entries, best_of(log, network))
             parts.append(f'<h3>{network} <small>{esc(facts)}</small></h3><div class="charts">{charts}</div>')
     return "".join(parts)
 
 
-def _facts(entries: Sequence[tuple[float, Mapping[str, Any]]], score: Series) -> str:
+def _facts(entries: Sequence[tuple[float, Mapping[str, Any]]], best: tuple[float, float] | None) -> str:
     facts = [count(round(entries[-1][0]), "step")]
-    best = [(f, -step) for step, f in score.points if finite(f) is not None]
     if best:
-        value, step = max(best)
-        facts.append(f"best F {digits(value)} at step {-step:,.0f}")
+        facts.append(f"best F {digits(best[0])} at step {best[1]:,.0f}")
     rates = [r for _, entry in entries if (r := finite(entry.get("images_per_second"))) is not None]
     if rates:
         facts.append(f"{float(np.median(rates)):,.0f}\N{NO-BREAK SPACE}images/s")

@@ -11,7 +11,7 @@ from icnn.command import Parser, existing_folder, run
 from icnn.config import flat, load_config
 from icnn.errors import InputError
 from icnn.metrics import MEASURES
-from icnn.page import entries_of, part_name, score_cells, write_page
+from icnn.page import best_of, entries_of, part_name, score_cells, write_page
 from icnn.parts import NETWORKS
 from icnn.runs import Run
 
@@ -119,10 +119,8 @@ def _validation(runs: Sequence[Compared]) -> _Table:
     for one in runs:
         cells = []
         for network in NETWORKS:
-            entries = entries_of(one.log, network)
-            best = max((entry.get("validation_f", -1) for _, entry in entries), default=None)
-            steps = f"{entries[-1][0]:,.0f}" if entries else "–"
-            cells.append(f"{digits(best)} at most, {steps} steps" if entries else "–")
+            entries, best = entries_of(one.log, network), best_of(one.log, network)
+            cells.append(f"{digits(best and best[0])} at most, {entries[-1][0]:,.0f} steps" if entries else "–")
         rows.append([one.name, *cells])
     return ["validation F", *NETWORKS], rows
 

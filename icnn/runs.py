@@ -142,7 +142,7 @@ class Run:
         InputError
             If its exemplars or tuning images are others now.
         """
-        if self._faces.exists() and self._faces.read_text("utf-8").strip() != f'"{digest}"':
+        if self._faces.exists() and self._faces.read_text("utf-8", errors="replace") != f'"{digest}"\n':
             raise InputError(
                 f"{self.folder}: expected the exemplars and tuning images that this training began with, got others; "
                 f"put them back, or begin a new run"

@@ -170,7 +170,9 @@ class Trainer:
                     loss = progress.loss_sum / progress.loss_count
                     bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", False)
                     if batches.epochs(progress.step) > pictured and not validate:
-                        self._picture()
+                        with self._as_kept():
+                            labels = self._labels_of_shown()
+                        self._picture(labels)
                         pictured = batches.epochs(progress.step)
                 bar.update()
                 if validate:
@@ -236,12 +238,14 @@ class Trainer:
         yield candidate
         self.plan.restore(own, self._progress.step)
 
-    def _picture(self) -> None:
-        """Write what the network makes of a few validation crops, and the page of the training with them."""
+    def _labels_of_shown(self) -> np.ndarray:
+        """What the plan's parameters make of a few validation crops, (n, S, S)."""
+        return self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
+
+    def _picture(self, labels: np.ndarray) -> None:
+        """Write those crops with these labels, and the page of the training with them."""
         if self._team.rank:
             return
-        with self._as_kept():
-            labels = self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
         save_crops(self._run, self._name, self._progress.step, self._shown, labels)
         write_progress(self._run, self._config)
 
@@ -250,6 +254,7 @@ class Trainer:
         progress = self._progress
         with self._as_kept() as candidate:
             loss, f = validation_scores(self.plan, self._name, self._validation, self._team)
+            labels = self._labels_of_shown()
         progress.rises = progress.rises + 1 if loss > progress.validation_loss else 0
         progress.validation_loss = loss
         progress.checks_since_best += 1
@@ -271,7 +276,7 @@ class Trainer:
                 "images_per_second": round(speed, 1),
             }
         )
-        self._picture()
+        self._picture(labels)
 
 
 def schedule_of(train: Train) -> Schedule:

@@ -17,7 +17,7 @@ from icnn.batches import Batch
 from icnn.charts import count, decimals, digits, esc, figure, picture, table, table_row
 from icnn.config import Config, config_text
 from icnn.network import icnn_graph
-from icnn.page import entries_of, training_curves, write_page
+from icnn.page import best_of, entries_of, training_curves, write_page
 from icnn.parts import NETWORKS
 from icnn.pictures import label_picture
 from icnn.runs import Run
@@ -120,9 +120,9 @@ def _networks(log: Sequence[Mapping[str, Any]], config: Config) -> str:
     for name in NETWORKS:
         entries, (train, _) = entries_of(log, name), config.for_network(name)
         step, last = entries[-1] if entries else (0, {})
-        best = max((entry.get("validation_f", -1) for _, entry in entries), default=None)
-        figures = digits(best), decimals(last.get("validation_loss")), decimals(last.get("images_per_second"), 0)
-        rows.append(table_row(name, (f"{step:,.0f} of {train.steps:,}", *figures)))
+        best = best_of(log, name)
+        loss, speed = decimals(last.get("validation_loss")), decimals(last.get("images_per_second"), 0)
+        rows.append(table_row(name, (f"{step:,.0f} of {train.steps:,}", digits(best and best[0]), loss, speed)))
     return table(["", "steps", "best validation F", "validation loss", "images/s"], "".join(rows))
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from minicnn.checkpoint import check_fit, load_tensors, save_tensors
 from minicnn.graph import Graph, Node
 from minicnn.kernels import BackendError, get_backend
+from minicnn.kernels.host import cores
 from minicnn.layers import Concat, Conv2D, Shape
 from minicnn.loss import SoftmaxCrossEntropy
 from minicnn.memory import assign_buffers, lifetimes, needs_gradient
@@ -116,7 +117,7 @@ class Plan:
             raise ValueError(f"expected dtype float32 or float64, got {dtype!r}")
         self.graph = graph
         self.batch = batch
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or cores()
         self.hook = hook
         self.step_count = 0
         self._kernels = get_backend(backend)

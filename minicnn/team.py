@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn.kernels.host import cores
 from minicnn.plan import Plan
 from minicnn.sgd import SGD
 
@@ -42,7 +43,7 @@ class Team:
         """This process's share of its machine's cores; None for one that need not share."""
         if self.neighbours == 1:
             return None
-        return max(1, len(os.sched_getaffinity(0)) // self.neighbours)
+        return max(1, cores() // self.neighbours)
 
     def sum(self, array: np.ndarray) -> None:
         """Replace an array, in every process, by the sum of all; two processes' sums are exact to the bit."""

@@ -414,8 +414,8 @@ BUGS = [
     Bug(
         "crops that are shown were labelled by other weights than the validated ones",
         "icnn/training.py",
-        "        with self._as_kept():\n            labels",
-        "        if True:\n            labels",
+        "team)\n            labels = self._labels_of_shown()",
+        "team)\n        labels = self._labels_of_shown()",
         "test_training.py::test_a_training_can_be_watched_and_its_crops_are_of_the_weights_that_would_be_kept",
     ),
     Bug(

@@ -1,5 +1,6 @@
 """What the backends on the CPU share: their arrays are NumPy's, and a call is over when it returns."""
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -7,6 +8,11 @@ import numpy as np
 empty = np.empty
 zeros = np.zeros
 download = np.asarray
+
+
+def cores() -> int:
+    """CPU cores that this process may use; not every system can tell them from those that there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def upload(destination: np.ndarray, values: np.ndarray) -> None:
