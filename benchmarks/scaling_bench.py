@@ -32,7 +32,7 @@ from minicnn import SGD, Plan
 from minicnn.kernels.host import cores
 from minicnn.team import join, sharded_step
 
-FACES = 60  # synthetic ones, unless --data
+FACES = 20  # synthetic ones, unless --data
 OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)
 SUMS = 50  # Allreduce calls that are timed
 LEAST, AIM = 0.9, 1.0  # images per second of processes over those of threads

@@ -128,6 +128,33 @@ def test_step_bench(tmp_path):
             assert (ms is None and ratio is None) or ratio == pytest.approx(ms / row["ms"])
 
 
+def test_scaling_bench(tmp_path):
+    pytest.importorskip("mpi4py")
+    done = run_benchmark(
+        "scaling_bench.py", "--processes", 2, "--rounds", 1, "--steps", 1, "--json", tmp_path / "x.json"
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "x.json").read_text())
+    assert set(figures) == {"machine", "rates", "allreduce_seconds", "bytes"} and figures["bytes"] == 4 * 399_592
+    assert set(figures["rates"]) == {f"{name} {kind}" for name in NETWORKS for kind in ("processes", "threads")}
+    assert all(rate > 0 for rates in (*figures["rates"].values(), figures["allreduce_seconds"]) for rate in rates)
+    assert "InfiniBand HDR" in done.stdout and "512 processes" in done.stdout
+
+
+def test_what_is_foretold_of_more_processes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scaling_bench
+
+    # Two processes: each sends and receives all of the bytes once, and 3 sums go one message up and one down.
+    assert scaling_bench.sum_seconds(2, 1e6, 1e-3, 1e9) == pytest.approx(6e-3 + 1e-3)
+    monkeypatch.setattr(scaling_bench, "LINKS", {"none": (0.0, float("inf")), "slow": (0.0, 1e6)})
+    rows = {row[:2]: row[2:] for row in scaling_bench.foretold(image=0.01, size=1e6)}
+    assert rows["weak", "none"] == rows["strong", "none"] == ("100.0 %",) * 3
+    # 10 images of 0.01 s each, and 2 * 511 / 512 s for a megabyte.
+    assert rows["weak", "slow"][2] == f"{100 * 0.1 / (0.1 + 2 * 511 / 512):.1f} %"
+    assert rows["strong", "slow"][2] == f"{100 * 0.01 / (0.01 + 2 * 511 / 512):.1f} %"
+
+
 def test_a_steps_operations_are_those_of_its_real_channels(monkeypatch):
     """19.09 GFLOP: no padded channels, no gradient of the image."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
