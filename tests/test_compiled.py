@@ -18,6 +18,7 @@ from minicnn.kernels import SIGNATURES, get_backend
 from minicnn.kernels.planes import HaloMemory, halo_of, planes
 
 ROOT = Path(__file__).parents[1]
+STEPS = int(os.environ.get("ICNN_STEPS", "1000"))  # of the test of memory
 KERNELS, REFERENCE = get_backend("numba"), get_backend("numpy")
 
 
@@ -396,6 +397,26 @@ def test_a_thousand_steps_end_alike_in_both_backends(rng):
     ours, theirs = (np.mean(run[-8:]) for run in losses)
     assert ours < 0.8 * losses[0][0]
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_stays_flat_over_many_steps(rng):
+    """``ICNN_STEPS=100000`` makes as many. Batches are full and half full in turn, with a validation now and then."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    images, labels = rng.standard_normal((2, 3, 8, 8)), rng.integers(0, 3, (2, 8, 8))
+    plan, optimiser = Plan(icnn_graph(3, 8), 2, "numba", threads=2), SGD(lr=0.01, momentum=0.9)
+    seen = []
+    for step in range(STEPS):
+        n = 1 + step % 2
+        plan.step(images[:n], labels[:n], optimiser)
+        if step % 100 == 99:
+            plan.forward(images)
+            seen.append(resident())
+    settled = seen[len(seen) // 10]
+    assert max(map(abs, (pages - settled for pages in seen[len(seen) // 10 :]))) < 0.02 * settled
 
 
 def test_a_step_is_that_of_pytorch(monkeypatch):
