@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from PIL import Image
@@ -50,6 +51,9 @@ def launch(folder: Path, backend: str, output: Path) -> int:
     except SystemExit as stop:
         sys.stdout.flush()
         os._exit(int(stop.code or 0))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(99)
 

@@ -508,7 +508,7 @@ BUGS = [
     Bug(
         "processes that compile at once share Numba's numbers",
         "minicnn/kernels/cache.py",
-        "            with self._lock:\n                self._numbas.save_overload(*arguments)\n",
+        "            with self._lock():\n                self._numbas.save_overload(*arguments)\n",
         "            self._numbas.save_overload(*arguments)\n",
         "test_compiled.py::test_processes_that_compile_at_once_do_not_swap_their_kernels",
     ),
@@ -548,10 +548,13 @@ def copy_tree(folder: str) -> Path:
 def main() -> int:
     """Run the command; see ``--help``."""
     parser = argparse.ArgumentParser(prog="python tests/planted_bugs.py", description=__doc__.partition(":")[0])
-    parser.add_argument("numbers", type=int, nargs="*", choices=range(1, len(BUGS) + 1), metavar="NUMBER", default=[])
+    parser.add_argument("numbers", type=int, nargs="*", metavar="NUMBER", help=f"from 1 to {len(BUGS)} (default: all)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="default: as many as cores")
     options = parser.parse_args()
-    bugs = {number: BUGS[number - 1] for number in options.numbers or range(1, len(BUGS) + 1)}
+    bugs = dict(enumerate(BUGS, 1))
+    if unknown := set(options.numbers) - set(bugs):
+        parser.error(f"expected numbers from 1 to {len(BUGS)}, got {', '.join(map(str, sorted(unknown)))}")
+    bugs = {number: bugs[number] for number in options.numbers or bugs}
     missed = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         trees = Queue()

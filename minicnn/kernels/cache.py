@@ -22,11 +22,14 @@ class _InTurn:
 
     def __init__(self, numbas):
         self._numbas = numbas
-        self._lock = FileLock(Path(numbas.cache_path, "in-turn.lock"))
+
+    def _lock(self) -> FileLock:
+        """A new one each time: one that was made before a fork is nobody's."""
+        return FileLock(Path(self._numbas.cache_path, "in-turn.lock"))
 
     def load_overload(self, *arguments):
         try:
-            with self._lock:
+            with self._lock():
                 return self._numbas.load_overload(*arguments)
         except OSError as error:
             _warn(str(error))
@@ -34,7 +37,7 @@ class _InTurn:
 
     def save_overload(self, *arguments):
         try:
-            with self._lock:
+            with self._lock():
                 self._numbas.save_overload(*arguments)
         except OSError as error:
             _warn(str(error))

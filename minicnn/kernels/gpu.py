@@ -264,15 +264,14 @@ def summing(team) -> Callable[..., None]:
 
 def _nccl(team):
     """CuPy's communicator of all processes; None unless all of them can have it."""
+    if team.size == 1:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CuPy's several lines about a library that need not be there
-        can = bool(cupy.cuda.nccl.available)  # pyright: ignore[reportAttributeAccessIssue]
-    can = can and _place() is not None and team.neighbours <= cupy.cuda.runtime.getDeviceCount()
-    if team.size == 1 or team.most(int(not can)):
-        return None
-    from cupyx.distributed import init_process_group  # pyright: ignore[reportMissingImports]
-
-    return init_process_group(team.size, team.rank, use_mpi=True)
+        from cupyx import distributed  # pyright: ignore[reportMissingImports]: loads cupy.cuda.nccl, too
+    found = cupy.cuda.nccl.available  # pyright: ignore[reportAttributeAccessIssue]
+    can = found and _place() is not None and team.neighbours <= cupy.cuda.runtime.getDeviceCount()
+    return None if team.most(int(not can)) else distributed.init_process_group(team.size, team.rank, use_mpi=True)
 
 
 # ---- launches

@@ -5,10 +5,13 @@ CuPy can be imported, and its arrays made over addresses that nobody reads, on a
 
 import ast
 import importlib
+import importlib.util
 import inspect
 import os
 import re
 import sys
+import warnings
+from pathlib import Path
 from types import FunctionType, ModuleType
 
 import numpy as np
@@ -30,6 +33,9 @@ def real(monkeypatch):
         pytest.skip(f"CuPy is not installed: {error}")
     _REAL.setdefault("cupy", module)  # CuPy cannot be imported a second time
     monkeypatch.setitem(sys.modules, "cupy", _REAL["cupy"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NCCL is not installed
+        importlib.import_module("cupyx.distributed")  # which loads cupy.cuda.nccl
     return _REAL["cupy"]
 
 
@@ -84,6 +90,16 @@ def signature(function) -> list[tuple[str, object]] | None:
         return written_signature(text) if re.match(r"[\w.]*\(", text.strip()) else None
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     return [(stars.get(one.kind, "") + one.name, one.default) for one in parameters if one.name != "self"]
+
+
+def test_sums_over_processes_are_asked_for_as_of_cupyx(real, monkeypatch):
+    theirs = importlib.import_module("cupyx.distributed")
+    monkeypatch.setitem(sys.modules, "cupyx.distributed", theirs)  # put back afterwards
+    specification = importlib.util.spec_from_file_location("standin_cupyx", Path(__file__).parent / "in_place/cupyx.py")
+    ours = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(ours)
+    assert signature(ours.init_process_group) == signature(theirs.init_process_group)
+    assert signature(ours.Group.all_reduce) == signature(theirs.NCCLBackend.all_reduce)
 
 
 #: Called otherwise than the real one's signature says, which takes all and checks itself.
