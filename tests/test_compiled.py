@@ -309,10 +309,13 @@ def test_without_a_folder_for_compiled_kernels_they_work_all_the_same():
 
 
 _FILL = """
+import os
 import sys
 import time
+from pathlib import Path
 import numpy as np
 from numba.core.caching import IndexDataCacheFile
+from minicnn.kernels.cache import _InTurn
 from minicnn.kernels.jit import kernel
 
 def filling(value):
@@ -322,13 +325,19 @@ def filling(value):
             y[i] = value
     return fill
 
-before_index, before_data = float(sys.argv[1]), float(sys.argv[2])
+both, before_index, before_data = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+save = _InTurn.save_overload
+def meet_and_save(*given):
+    (both / str(os.getpid())).touch()
+    until = time.monotonic() + 60
+    while len(list(both.iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    save(*given)
+_InTurn.save_overload = meet_and_save
 save_index, save_data = IndexDataCacheFile._save_index, IndexDataCacheFile._save_data
 IndexDataCacheFile._save_index = lambda *given: (time.sleep(before_index), save_index(*given))
 IndexDataCacheFile._save_data = lambda *given: (time.sleep(before_data), save_data(*given))
-print("ready", flush=True)
-sys.stdin.readline()
-for value in map(int, sys.argv[3:]):
+for value in map(int, sys.argv[4:]):
     y = np.zeros(3, np.float32)
     filling(value)(y)
     print(*y)
@@ -339,23 +348,18 @@ def test_processes_that_compile_at_once_do_not_swap_their_kernels(tmp_path):
     """Two versions of one function, alike in their types: one's entry in the index would name the other's code."""
     program = tmp_path / "fill.py"
     program.write_text(_FILL)
+    (tmp_path / "both").mkdir()
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
 
     def start(*arguments: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, program, *arguments], env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, program, tmp_path / "both", *arguments], env=environment, text=True, stdout=subprocess.PIPE
+        )
 
     both = [start("1", "2", "1"), start("2", "0", "2")]
-    for process in both:
-        assert process.stdout.readline() == "ready\n"
-    for process in both:
-        process.stdin.write("\n")
-        process.stdin.flush()
     assert [process.communicate()[0] for process in both] == ["1.0 1.0 1.0\n", "2.0 2.0 2.0\n"]
-    later, _ = start("0", "0", "1", "2").communicate("\n")
-    assert later == "ready\n1.0 1.0 1.0\n2.0 2.0 2.0\n"
+    later, _ = start("0", "0", "1", "2").communicate()
+    assert later == "1.0 1.0 1.0\n2.0 2.0 2.0\n"
 
 
 def test_a_cache_without_room_costs_a_warning_only(tmp_path):
