@@ -45,13 +45,13 @@ def jobs_of(inputs: Sequence[Path], out: Path) -> Iterator[Job]:
     InputError
         Before the first job, if a folder has no photographs. That a file does not exist is found by reading it.
     """
-    folders = list({path.resolve(): path for path in inputs if path.is_dir()}.values())
-    apart = {out.resolve(), *(folder.resolve() for folder in folders)}
+    roots, results = {path.resolve(): path for path in inputs if path.is_dir()}, out.resolve()
+    folders, apart = list(roots.values()), {results, *roots}
     for folder in folders:
-        if next(_walk(folder, {out.resolve()}), None) is None:
+        if next(_walk(folder, {results}), None) is None:
             raise InputError(f"{folder}: expected photographs ({' '.join(sorted(SUFFIXES))}), found none")
     named = {path.parent.resolve() / path.name: path for path in inputs if not path.is_dir()}
-    files = [path for real, path in named.items() if not _is_found(real, folders, out.resolve())]
+    files = [path for real, path in named.items() if not _is_found(real, roots, results)]
     shared = Path(os.path.commonpath([*(path.absolute() for path in folders), *(_home(path) for path in files)]))
 
     stems = Counter(_key(file.name) for file in files)
@@ -95,9 +95,8 @@ def _walk(folder: Path, apart: Collection[Path]) -> Iterator[tuple[Path, list[st
             yield Path(where), found
 
 
-def _is_found(real: Path, folders: Sequence[Path], out: Path) -> bool:
-    """Whether walking the folders comes across this file."""
-    roots = [folder.resolve() for folder in folders]
+def _is_found(real: Path, roots: Collection[Path], out: Path) -> bool:
+    """Whether walking the folders comes across this file; all paths are resolved."""
     in_results = out in real.parents and any(root in out.parents for root in roots)
     return _is_photograph(real.name) and not in_results and any(root in real.parents for root in roots)
 

@@ -23,17 +23,8 @@ from minicnn.kernels.jit import SERIAL, exp, kernel, like, tanh
 from minicnn.kernels.planes import in_turn, planes
 from minicnn.kernels.simd import row
 
-__all__ = [
-    "Feed",
-    "download",
-    "empty",
-    "memory_left",
-    "planes",
-    "record",
-    "summing",
-    "upload",
-    "zeros",
-]  # part of the backend
+# What the backend has besides its kernels.
+__all__ = ["Feed", "download", "empty", "memory_left", "planes", "record", "summing", "upload", "zeros"]
 
 NAME = "numba"
 _BLOCK = 1 << 14  # parameters that one task updates
