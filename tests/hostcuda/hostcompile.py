@@ -18,7 +18,16 @@ from pathlib import Path
 import numpy as np
 
 _HERE = Path(__file__).parent
-_FLAGS = ("-std=c++17", "-fPIC", "-g1", "-w", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE")
+_FLAGS = (
+    "-std=c++17",
+    "-fPIC",
+    "-g1",
+    "-w",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-gnu-unique",  # two libraries with a kernel of the same name have one each
+    "-U_FORTIFY_SOURCE",
+)
 _CHECKS = (
     "-O1",
     "-fno-tree-sra",  # a vector stays one access

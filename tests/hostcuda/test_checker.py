@@ -169,3 +169,12 @@ def test_launch_bounds_hold_for_each_instance():
 def test_a_source_that_nvrtc_would_refuse_is_refused(code, names, words):
     with pytest.raises(CompileError, match=words):
         Module(code, names)
+
+
+def test_kernels_of_one_name_in_two_libraries_stay_apart():
+    """As when a library is compiled anew into another folder; else the older one would run the newer one's code."""
+    older, newer = (Module(f"__global__ void fill(float* y) {{ y[threadIdx.x] = {n}; }}", ["fill"]) for n in (1, 2))
+    for kernel, value in ((older, 1), (newer, 2)):
+        y = allocation(4)
+        kernel.launch("fill", (1,), (4,), [y])
+        assert (y == value).all()
