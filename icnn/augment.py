@@ -6,13 +6,20 @@ x_source = M @ (x, y, 1), with pixel centres at whole numbers: pixel x covers
 x' = (x + 0.5) s - 0.5.
 """
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from icnn.config import Augment
 from icnn.palette import PARTS
 from minicnn.kernels.cache import cached
+from minicnn.kernels.host import cores
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -198,6 +205,14 @@ def _add_bilinear(total, pixels, x, y):
     p10, p11 = pixels[bottom, left], pixels[bottom, right]
     for c in range(channels):
         total[c] += w00 * p00[c] + w01 * p01[c] + w10 * p10[c] + w11 * p11[c]
+
+
+def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None) -> list[Result]:
+    """What a function makes of each item, in so many threads (default: one a core); such as `warp` let others run."""
+    if len(items) < 2 or threads == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads or cores()) as pool:
+        return list(pool.map(function, items))
 
 
 def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

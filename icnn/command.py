@@ -217,7 +217,7 @@ def compilation_announced() -> Iterator[None]:
         logger.setLevel(level)
         if handler.count:
             seconds = time.perf_counter() - handler.started
-            print(f"compiled {handler.count} kernels in {seconds:.0f} s; the next run finds them", file=sys.stderr)
+            print(f"compiled {handler.count} kernels in {seconds:.0f} s", file=sys.stderr)
 
 
 #: Seconds that the other processes leave to the first one's error, since mostly all fail alike.

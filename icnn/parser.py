@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from icnn.augment import warp
+from icnn.augment import side_by_side, warp
 from icnn.errors import InputError
 from icnn.framing import SHORTEST, TYPICAL_LENGTH, Box
 from icnn.palette import PARTS
@@ -244,9 +244,9 @@ class FaceParser:
     def _settled(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> "list[_Place]":
         """Places moved onto the faces that stage 1 sees in them; twice the same face and none at all are left out."""
         for _ in range(_ROUNDS):
-            squares = [cut_square(photographs[n], box) for n, box in places]
-            if not squares:
+            if not places:
                 break
+            squares = self._squares(photographs, places)
             located = self._pipeline.locate(squares)
             boxes: dict[int, list[Box]] = {}
             for (n, box), centres, found in zip(places, located.centres, located.found, strict=True):
@@ -256,11 +256,15 @@ class FaceParser:
             places = [(n, box) for n, moved in boxes.items() for box in without_twins(moved)]
         return places
 
+    def _squares(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[np.ndarray]:
+        """The squares around these places, as the networks see faces."""
+        return side_by_side(lambda place: cut_square(photographs[place[0]], place[1]), places, self._pipeline.threads)
+
     def _see(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[Seen]:
         """Both stages in the squares of these places."""
-        squares = [cut_square(photographs[n], box) for n, box in places]
-        if not squares:
+        if not places:
             return []
+        squares = self._squares(photographs, places)
         located = self._pipeline.locate(squares)
         patches = self._pipeline.label_patches(squares, located.centres)
         maps = self._pipeline.joint_probabilities((SQUARE, SQUARE), patches)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnn.augment import Letterbox, maps_of, normalise, resize, warp
+from icnn.augment import Letterbox, maps_of, normalise, resize, side_by_side, warp
 from icnn.command import compilation_announced
 from icnn.localise import (
     DEFAULT_LAYOUT,
@@ -72,6 +72,8 @@ class Pipeline:
     recentre : float
         Cut a patch once more where its part turns out to lie farther than so many pixels, along an axis, from its
         middle; 0: never.
+    threads : int, optional
+        For what is done image by image, beside the networks; default: all cores.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Pipeline:
         side: float = USUAL_SIDE,
         average: bool = False,
         recentre: float = 0.0,
+        threads: int | None = None,
     ):
         self.networks = dict(networks)
         self.pairs = {name: (pairs or {}).get(name, PLAIN) for name in STAGE2}
@@ -89,24 +92,29 @@ class Pipeline:
         self.side = side
         self.average = average
         self.recentre = recentre
+        self.threads = threads
 
     def locate(self, images: Sequence[np.ndarray]) -> Located:
         """Stage 1 (Sec. 3.1): part centres of images (H, W, 3) uint8, sizes may differ."""
         size = NETWORKS["stage1"].size
         boxes = [Letterbox.of(image.shape[0], image.shape[1], size) for image in images]
-        inputs, insides = [], []
-        for image, box in zip(images, boxes, strict=True):
-            values, inside = warp(image, box.matrix(), size)
-            inputs.append(normalise(values, inside))
-            insides.append(inside)
-        squares = np.stack(inputs)
-        logits = self.networks["stage1"](squares)
+        insides, inputs = zip(
+            *side_by_side(self._square, list(zip(images, boxes, strict=True)), self.threads), strict=True
+        )
+        logits = self.networks["stage1"](np.stack(inputs))
         labels = np.where(np.stack(insides), logits.argmax(1), 0).astype(np.uint8)
         square = np.stack([part_centres(label) for label in labels])
         usual = self.layout * size - 0.5
         complete = [complete_centres(centres, usual) for centres in square]
         centres = np.stack([box.to_image(points) for box, points in zip(boxes, complete, strict=True)])
         return Located(centres, ~np.isnan(square[..., 0]), labels)
+
+    @staticmethod
+    def _square(letter: tuple[np.ndarray, Letterbox]) -> tuple[np.ndarray, np.ndarray]:
+        """Where the square of stage 1 has an image in it, and what the network gets."""
+        image, box = letter
+        values, inside = warp(image, box.matrix(), NETWORKS["stage1"].size)
+        return inside, normalise(values, inside)
 
     def label_patches(self, images: Sequence[np.ndarray], centres: np.ndarray) -> PatchLogits:
         """Stage 2 (Sec. 3.2): logits, before modulation, of the patches around `centres` (n, 6, 2).
@@ -260,4 +268,5 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
         sides[-1] if sides else USUAL_SIDE,
         average=any(one.average for one in stored.values()),
         recentre=max(one.recentre for one in stored.values()),
+        threads=threads,
     )

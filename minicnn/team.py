@@ -167,17 +167,16 @@ def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: S
     """
     gradients = plan.flat_gradients
     parts = [part for part in parts if part[2].any()]
-    total = np.zeros((), gradients.dtype)
-    for _, _, weights in parts:
-        total += weights.sum(dtype=total.dtype)
+    sums = [weights.sum(dtype=gradients.dtype) for _, _, weights in parts]
+    total = np.array(sum(sums), gradients.dtype)
     team.sum(total)
     if not total > 0:
         raise ValueError("expected weights of at least 0 whose sum is not 0")
     loss = np.zeros_like(total)
     kept = None if len(parts) == 1 else np.zeros(gradients.shape, gradients.dtype)  # one part's are where they belong
-    for images, labels, weights in parts:
+    for (images, labels, weights), own in zip(parts, sums, strict=True):
         plan.forward(images)
-        loss += plan.download(plan.loss(labels, weights)) * weights.sum(dtype=total.dtype) / total
+        loss += plan.download(plan.loss(labels, weights)) * own / total
         plan.backward(float(total))
         if kept is not None:
             kept += plan.download(gradients)

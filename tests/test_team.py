@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from launching import finished, launched, workers
 from PIL import Image
 
 from icnn.batches import Batches, samples_of
@@ -25,7 +26,6 @@ from minicnn.checkpoint import load_tensors
 from minicnn.sgd import Constant
 from minicnn.team import ALONE, Team, sharded_step, shards_of
 
-LAUNCHER = Path(sys.executable).parent / "mpiexec"  # of the package mpich, which is among the test dependencies
 SETTINGS = [
     "synthetic.exemplars=6", "synthetic.tuning=3", "synthetic.testing=1", "train.batch=5", "train.steps=4",
     "train.validate_every=2", "train.average=0.9", "augment.noise=9", "augment.occlusion=0.5",
@@ -35,27 +35,6 @@ SETTINGS = [
 def arguments(*more, settings=SETTINGS):
     given = [text for setting in settings for text in ("--set", setting)]
     return [sys.executable, "-m", "icnn.train", "--backend", "numba", *given, *more]
-
-
-def launched(*commands, **options):
-    """An mpiexec of processes, one a command."""
-    if not LAUNCHER.exists():
-        pytest.skip("needs mpiexec (pip install mpich)")
-    pytest.importorskip("mpi4py")
-    words = [str(LAUNCHER)]
-    for command in commands:
-        words += [*([":"] if len(words) > 1 else []), "-n", "1", *map(str, command)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
-
-
-def finished(process):
-    try:
-        output, errors = process.communicate(timeout=200)
-    except subprocess.TimeoutExpired:
-        for number in (*workers(process), process.pid):  # else they would turn in circles for ever
-            os.kill(number, signal.SIGKILL)
-        raise
-    return process.returncode, output, errors
 
 
 # ---------------------------------------------------------------- the mathematics
@@ -172,18 +151,6 @@ def at_work(folder, process):
     while not (folder / "log.jsonl").exists() or len((folder / "log.jsonl").read_text().splitlines()) < 2:
         assert process.poll() is None and time.monotonic() < until, process.communicate()
         time.sleep(0.2)
-
-
-def workers(process):
-    """Numbers of the Python processes below a launcher."""
-    found, left = [], [process.pid]
-    while left:
-        parent = left.pop()
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        left += map(int, children)
-        found += [int(child) for child in children]
-    python = os.fsencode(sys.executable)
-    return [number for number in found if Path(f"/proc/{number}/cmdline").read_bytes().startswith(python)]
 
 
 def test_a_process_that_dies_ends_the_others_and_leaves_a_state(tmp_path):

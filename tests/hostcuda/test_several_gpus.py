@@ -2,15 +2,14 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launching import finished, launched
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-LAUNCHER = Path(sys.executable).parent / "mpiexec"  # of the package mpich
 
 PROGRAM = """
 import sys
@@ -42,20 +41,15 @@ sys.stdout.write(f"{way} {cupy.cuda.Device().id} {float(loss).hex()} {values}\\n
 
 def outcome(processes: int, devices: int, nccl: bool) -> list[list[str]]:
     """What each process says: the way its sums go, its device, the last loss and the parameters."""
-    launcher = [str(LAUNCHER), "-n", str(processes)] if processes > 1 else []
     paths = os.pathsep.join(map(str, (HERE / "in_place", ROOT)))
-    done = subprocess.run(
-        [*launcher, sys.executable, "-c", PROGRAM, str(devices), "nccl" if nccl else "none"],
-        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return sorted(line.split() for line in done.stdout.splitlines())
+    command = [sys.executable, "-c", PROGRAM, str(devices), "nccl" if nccl else "none"]
+    code, output, errors = finished(launched(*[command] * processes, env=os.environ | {"PYTHONPATH": paths}))
+    assert code == 0, errors
+    return sorted(line.split() for line in output.splitlines())
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is needed to run CUDA kernels on the CPU")
-@pytest.mark.skipif(not LAUNCHER.exists(), reason="needs mpiexec (pip install mpich)")
 def test_two_processes_equal_one_to_the_bit_whichever_way_their_sums_go():
-    pytest.importorskip("mpi4py")
     ((_, device, *expected),) = outcome(1, 1, nccl=False)
     assert device == "0"
     for devices, nccl, way, places in (
