@@ -131,6 +131,31 @@ def test_the_zeros_around_planes_stay_zeros(rng):
         assert not np.asarray(buffer.base).any()
 
 
+_FORWARD_ONLY = """
+from pathlib import Path
+import numpy as np
+from icnn.network import icnn_graph
+from minicnn import Plan
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) << 12
+
+Plan(icnn_graph(9, 64), 1, "numba", threads=1).forward(np.ones((1, 3, 64, 64)))  # kernels, and what else comes once
+before = resident()
+plan = Plan(icnn_graph(9, 64), 64, "numba", threads=1)
+plan.forward(np.ones((64, 3, 64, 64)))
+print(resident() - before, sum(buffer.base.nbytes for buffer in plan.buffers.values()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's account of a process's memory")
+def test_what_is_not_needed_takes_no_memory():
+    """A plan that never goes backward does not touch what is for gradients only."""
+    done = subprocess.run([sys.executable, "-c", _FORWARD_ONLY], capture_output=True, text=True, check=True)
+    grown, buffers = map(int, done.stdout.split())
+    assert grown < 0.9 * buffers
+
+
 def test_a_halo_is_that_of_whole_planes_made_for_it():
     whole = planes((2, 3, 4, 5), "float32", 2)
     assert halo_of(whole) == halo_of(whole[1:, 1:2]) == 2

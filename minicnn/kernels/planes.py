@@ -49,8 +49,10 @@ def view(memory: np.ndarray, shape: tuple[int, ...], halo: int) -> np.ndarray:
 def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
     """Zeros (N, C, H, W), a view of memory that has `halo` zeros on each side of every plane."""
     n, c, h, w = shape
-    memory = HaloMemory(n * c * layout(h, w, halo)[2], dtype)
-    memory.fill(0)
+    # Zeros that the system makes when they are first touched: gradients take no memory where nobody needs them. Twice a
+    # HaloMemory, since an array of NumPy's own type takes for its owner the last of that type, past a single other one.
+    zeros = np.zeros(n * c * layout(h, w, halo)[2], dtype).view(HaloMemory)
+    memory = HaloMemory(zeros.shape, dtype, zeros)
     array = view(memory, shape, halo)
     memory.halo, memory.plane = halo, (h, w, *array.strides[2:])
     return array
