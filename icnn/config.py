@@ -183,6 +183,10 @@ _RANGES = {
 }
 
 
+#: What `tomllib` raises; not all of it, as for numbers of thousands of digits or very deep lists, is its own error.
+_NO_TOML = ValueError, RecursionError
+
+
 def load_config(path: str | Path | None = None, assignments: list[str] | None = None) -> Config:
     """Read settings from a TOML file (default: the quick recipe in the package), then apply KEY=VALUE texts.
 
@@ -204,7 +208,7 @@ def load_config(path: str | Path | None = None, assignments: list[str] | None = 
             raise InputError(f"{path}: expected a TOML file, but {reason}") from None
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except _NO_TOML as error:
         raise InputError(f"{source}: expected TOML, but {error}") from None
     values = dict(_flatten(tree))
     for assignment in assignments or []:
@@ -252,7 +256,7 @@ def _parse_value(text: str) -> Any:
     """A TOML value; anything else is taken as a text without quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except _NO_TOML:
         return text
 
 
@@ -297,7 +301,10 @@ def _check_value(source: str, key: str, value: Any, default: Any) -> Any:
     if isinstance(default, bool) != isinstance(value, bool):
         raise refuse("true or false" if isinstance(default, bool) else f"{type(default).__name__}")
     if isinstance(default, float) and isinstance(value, int):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise InputError(f"{source}: {key}: expected a number, got one of {len(str(value))} digits") from None
     if not isinstance(value, type(default)):
         raise refuse({int: "a whole number", float: "a number", str: "a text"}[type(default)])
     if key in _CHOICES and value not in _CHOICES[key]:

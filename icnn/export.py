@@ -62,8 +62,7 @@ def model_of(weights: Path, name: str) -> Any:
     """
     stored = read_network(weights, name)
     about = {"network": name, "preset": stored.metadata["preset"], "classes": json.dumps(_classes(name))}
-    if card := stored.metadata.get("card"):
-        about |= {key: text for key, text in json.loads(card).items() if key in ("data", "terms")}
+    about |= {key: text for key, text in stored.card.items() if key in ("data", "terms")}
     return to_onnx(stored.graph, stored.parameters, stored.pair, about)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class StoredNetwork(NamedTuple):
         How `icnn.pipeline.Pipeline` was set when the pair was fitted.
     metadata : dict of str to str
         All that the file says besides.
+    card : dict
+        What the training said of the weights: data, terms, scores, config; empty if it said nothing.
     """
 
     graph: Graph
@@ -45,6 +47,7 @@ class StoredNetwork(NamedTuple):
     average: bool
     recentre: float
     metadata: dict[str, str]
+    card: dict[str, Any]
 
 
 def _weights_folder(folder: Path) -> Path:
@@ -74,7 +77,7 @@ def read_network(folder: Path, name: str) -> StoredNetwork:
     path = _weights_folder(folder) / f"{name}.safetensors"
     try:
         return _read(path, name)
-    except (CheckpointError, TypeError, ValueError) as error:
+    except (CheckpointError, OverflowError, RecursionError, TypeError, ValueError) as error:
         text = str(error)
         raise InputError(text if str(path) in text else f"{path}: {text}") from None
 
@@ -98,4 +101,8 @@ def _read(path: Path, name: str) -> StoredNetwork:
     numbers = [*pair, recentre, *(() if layout is None else layout.ravel()), *(() if side is None else (side,))]
     if not np.isfinite(numbers).all() or (side is not None and side <= 0):
         raise CheckpointError(f"{path}: expected finite beta, beta0, layout and recentre, and a side above 0")
-    return StoredNetwork(graph, parameters, pair, layout, side, metadata.get("average") == "True", recentre, metadata)
+    card = json.loads(metadata.get("card", "{}"))
+    if not isinstance(card, dict) or not all(isinstance(card.get(key, ""), str) for key in ("data", "terms")):
+        raise CheckpointError(f"{path}: expected a card with texts for data and terms, got something else")
+    average = metadata.get("average") == "True"
+    return StoredNetwork(graph, parameters, pair, layout, side, average, recentre, metadata, card)

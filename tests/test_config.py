@@ -84,7 +84,16 @@ def test_a_mistake_is_one_line_that_names_the_key(assignment, words):
         assert word in text
 
 
-@pytest.mark.parametrize(("content", "word"), [("a = [", "TOML"), ("[train]\nlearning_rate = 1\n", "unknown")])
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("a = [", "TOML"),
+        ("[train]\nlearning_rate = 1\n", "unknown"),
+        (f"[train]\nlr = {'1' * 400}\n", "400 digits"),
+        (f"[train]\nsteps = {'1' * 5000}\n", "TOML"),
+        (f"data = {'[' * 9999}", "TOML"),
+    ],
+)
 def test_a_mistake_in_a_file_names_the_file(tmp_path, content, word):
     path = write(tmp_path, content)
     with pytest.raises(InputError, match=word) as error:

@@ -43,8 +43,9 @@ ROOT = Path(__file__).parents[1]
 
 #: Numbers at which readers stumble, as text and as little- and big-endian bytes.
 WORDS = [
-    b"", b"0", b"-1", b"1e999", b"nan", b"-inf", b"1" * 400, b"\0", b"\xff\xfe", b"\n", b"\r\n", b"..", b"../" * 9,
-    b"'", b'"', b"[[", b"{}", b"null", b"true", b"=", b",", b"\xc3\xa9", b"\xed\xa0\x80", b"1979-05-27",
+    b"", b"0", b"-1", b"1e999", b"nan", b"-inf", b"1" * 400, b"1" * 5000, b"\0", b"\xff\xfe", b"\n", b"\r\n", b"..",
+    b"../" * 9, b"'", b'"', b"[[", b"[" * 9999, b"{}", b"null", b"true", b"=", b",", b"\xc3\xa9", b"\xed\xa0\x80",
+    b"1979-05-27",
     *(struct.pack(order + kind, number) for order, kind, number in product("<>", "Ii", (0, 1, 255, 65535, 2**31 - 1))),
     *(struct.pack(order + "Q", number) for order, number in product("<>", (2**32, 2**63, 2**64 - 1))),
 ]  # fmt: skip
@@ -250,7 +251,8 @@ def stored(tmp_path_factory):
     """A folder with the weights of one network, unsealed, so that edits get past the checksum; and as sealed bytes."""
     folder = tmp_path_factory.mktemp("weights")
     plan = Plan(read_network(ROOT / "icnn" / "weights", "nose").graph, 1)
-    plan.save(folder / "nose.safetensors", network="nose", layout=str([[0.5, 0.5]] * 6), side=256, recentre=4)
+    said = {"layout": str([[0.5, 0.5]] * 6), "side": 256, "recentre": 4, "card": json.dumps({"data": "faces"})}
+    plan.save(folder / "nose.safetensors", network="nose", **said)
     plain = (folder / "nose.safetensors").read_bytes()
     save_tensors(
         folder / "small", {"a": np.arange(6.0).reshape(2, 3), "b": np.ones(4, np.int8)}, {"k": "v"}, sealed=True
