@@ -430,13 +430,16 @@ def test_a_thousand_steps_end_alike_in_both_backends(rng):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_memory_stays_flat_over_many_steps(rng):
-    """``ICNN_STEPS=100000`` makes as many. Batches are full and half full in turn, with a validation now and then."""
+    """Batches are full and half full in turn, with a validation now and then.
+
+    ``ICNN_STEPS=100000`` makes so many; ``-rP`` shows what they took.
+    """
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1])
 
     images, labels = rng.standard_normal((2, 3, 8, 8)), rng.integers(0, 3, (2, 8, 8))
-    plan, optimiser = Plan(icnn_graph(3, 8), 2, "numba", threads=2), SGD(lr=0.01, momentum=0.9)
+    plan, optimiser = Plan(icnn_graph(3, 8), 2, "numba", threads=1), SGD(lr=0.01, momentum=0.9)
     seen = []
     for step in range(STEPS):
         n = 1 + step % 2
@@ -444,8 +447,10 @@ def test_memory_stays_flat_over_many_steps(rng):
         if step % 100 == 99:
             plan.forward(images)
             seen.append(resident())
-    settled = seen[len(seen) // 10]
-    assert max(map(abs, (pages - settled for pages in seen[len(seen) // 10 :]))) < 0.02 * settled
+    settled, *later = seen[len(seen) // 10 :]
+    most = max(abs(pages - settled) for pages in later) / settled
+    print(f"{STEPS} steps: within {most:.2%} of {settled * 4096 >> 20} MiB")
+    assert most < 0.02
 
 
 def test_a_step_is_that_of_pytorch(monkeypatch):

@@ -207,7 +207,10 @@ def resident(pid):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_many_clients_are_queued_and_do_not_multiply_the_memory(server, photograph):
-    """Memory after one request at a time, and after fifty clients at once: one batch, not fifty."""
+    """Memory after one request at a time, and after fifty clients at once: one batch, not fifty.
+
+    ``ICNN_REQUESTS=2000`` makes so many; ``-rP`` shows what they took.
+    """
     address, process = server
     large = encoded(np.asarray(Image.open(io.BytesIO(photograph)).resize((1800, 1800))), "JPEG")
     expected = send(address, large)
@@ -227,6 +230,7 @@ def test_many_clients_are_queued_and_do_not_multiply_the_memory(server, photogra
         done.set()
         watcher.join()
     assert all(answer == expected for answer in answers)
+    print(f"{REQUESTS} requests: {before >> 20} MiB after one, {max(peak) >> 20} MiB at most")
     one_photograph = 1800 * 1800 * (3 + 3 + 9 * 4)  # pixels, Pillow's copy, probabilities
     assert max(peak) < 1.2 * (before + one_photograph)
 
