@@ -96,25 +96,14 @@ class Pipeline:
 
     def locate(self, images: Sequence[np.ndarray]) -> Located:
         """Stage 1 (Sec. 3.1): part centres of images (H, W, 3) uint8, sizes may differ."""
-        size = NETWORKS["stage1"].size
-        boxes = [Letterbox.of(image.shape[0], image.shape[1], size) for image in images]
-        insides, inputs = zip(
-            *side_by_side(self._square, list(zip(images, boxes, strict=True)), self.threads), strict=True
-        )
+        boxes, insides, inputs = zip(*side_by_side(_square, images, self.threads), strict=True)
         logits = self.networks["stage1"](np.stack(inputs))
         labels = np.where(np.stack(insides), logits.argmax(1), 0).astype(np.uint8)
         square = np.stack([part_centres(label) for label in labels])
-        usual = self.layout * size - 0.5
+        usual = self.layout * NETWORKS["stage1"].size - 0.5
         complete = [complete_centres(centres, usual) for centres in square]
         centres = np.stack([box.to_image(points) for box, points in zip(boxes, complete, strict=True)])
         return Located(centres, ~np.isnan(square[..., 0]), labels)
-
-    @staticmethod
-    def _square(letter: tuple[np.ndarray, Letterbox]) -> tuple[np.ndarray, np.ndarray]:
-        """Where the square of stage 1 has an image in it, and what the network gets."""
-        image, box = letter
-        values, inside = warp(image, box.matrix(), NETWORKS["stage1"].size)
-        return inside, normalise(values, inside)
 
     def label_patches(self, images: Sequence[np.ndarray], centres: np.ndarray) -> PatchLogits:
         """Stage 2 (Sec. 3.2): logits, before modulation, of the patches around `centres` (n, 6, 2).
@@ -227,6 +216,14 @@ class Pipeline:
     def parse(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Label maps (H, W) uint8 of ids of images (H, W, 3) uint8, both stages."""
         return self.label(images, self.locate(images).centres)
+
+
+def _square(image: np.ndarray) -> tuple[Letterbox, np.ndarray, np.ndarray]:
+    """How an image lies in the square of stage 1, which pixels it fills there, and what the network gets."""
+    size = NETWORKS["stage1"].size
+    box = Letterbox.of(image.shape[0], image.shape[1], size)
+    values, inside = warp(image, box.matrix(), size)
+    return box, inside, normalise(values, inside)
 
 
 def _moved(by: int, size: int) -> tuple[slice, slice]:

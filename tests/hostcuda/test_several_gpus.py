@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -43,7 +44,13 @@ def outcome(processes: int, devices: int, nccl: bool) -> list[list[str]]:
     """What each process says: the way its sums go, its device, the last loss and the parameters."""
     paths = os.pathsep.join(map(str, (HERE / "in_place", ROOT)))
     command = [sys.executable, "-c", PROGRAM, str(devices), "nccl" if nccl else "none"]
-    code, output, errors = finished(launched(*[command] * processes, env=os.environ | {"PYTHONPATH": paths}))
+    environment = os.environ | {"PYTHONPATH": paths}
+    if processes == 1:  # no team at all
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, env=environment, **pipes)
+    else:
+        process = launched(*[command] * processes, env=environment)
+    code, output, errors = finished(process)
     assert code == 0, errors
     return sorted(line.split() for line in output.splitlines())
 
