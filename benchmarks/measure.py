@@ -20,8 +20,7 @@ from numba.extending import intrinsic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's packages, installed or not
 
-from icnn.command import Parser, existing_folder, positive
-from icnn.report import text_table
+from icnn.command import Parser, existing_folder, positive, text_table
 from minicnn.checkpoint import atomic_path
 from minicnn.graph import Graph
 from minicnn.kernels import get_backend
@@ -202,12 +201,12 @@ def write_figures(path: Path, machine: str, **figures: object) -> None:
 # ---- options
 
 
-def add_cases(parser: Parser, batches: list[int]) -> None:
+def add_cases(parser: Parser, batches: list[int], on_gpu: str = "") -> None:
     """Options of who lets ours and PyTorch take turns: ``--threads``, ``--batch``, ``--no-compile``."""
     parser.add_argument(
         "--threads", type=thread_counts, default=sorted({1, cores()}), metavar="N,N", help="(default: 1 and all cores)"
     )
-    usual = ",".join(map(str, batches))
+    usual = ",".join(map(str, batches)) + on_gpu
     parser.add_argument("--batch", type=counts_of, default=batches, metavar="N,N", help=f"(default: {usual})")
     parser.add_argument("--no-compile", action="store_true", help="PyTorch eager only: spares minutes of torch.compile")
 

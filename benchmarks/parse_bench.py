@@ -31,12 +31,11 @@ from measure import (
     write_figures,
 )
 
-from icnn.command import Parser, existing_folder, progress, run
+from icnn.command import Parser, existing_folder, progress, run, text_table
 from icnn.dataset import SmithFolder
 from icnn.export import to_onnx
 from icnn.parts import NETWORKS, PATCHES
 from icnn.pipeline import Predict, load_pipeline, predictor
-from icnn.report import text_table
 from icnn.stored import SHIPPED, read_network
 from icnn.synthetic import synthetic_faces
 from minicnn import Graph, Plan

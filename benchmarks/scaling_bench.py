@@ -19,13 +19,12 @@ import numpy as np
 from measure import Goal, format_goals, machine, result_file, write_figures
 
 from icnn.batches import Batches, samples_of
-from icnn.command import Parser, existing_folder, positive, progress, run
+from icnn.command import Parser, existing_folder, positive, progress, run, text_table
 from icnn.config import load_config
 from icnn.dataset import SmithFolder
 from icnn.errors import InputError
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
-from icnn.report import text_table
 from icnn.synthetic import synthetic_faces
 from icnn.training import own_shards
 from minicnn import SGD, Plan

@@ -1,4 +1,4 @@
-"""What all commands share: one-line errors, exit codes, signals, progress bars, threads."""
+"""What all commands share: one-line errors, exit codes, signals, progress bars, threads, tables of text."""
 
 import argparse
 import logging
@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -144,6 +144,18 @@ class Signals:
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
     """`items` behind a progress bar on stderr; no bar when that is not a terminal."""
     return tqdm(items, description, total, leave=False, disable=None, dynamic_ncols=True)
+
+
+def text_table(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns as wide as their widest cell; the first `left` of them begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | None = None) -> NoReturn:

@@ -12,8 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from icnn.errors import InputError
 from icnn.parts import NETWORKS
 
@@ -230,6 +228,8 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def config_text(config: Config) -> str:
     """The TOML that `save_config` writes."""
+    import tomli_w  # here: evaluation, parsing and the benchmarks read TOML only
+
     return tomli_w.dumps(_tree(config))
 
 

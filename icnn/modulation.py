@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import softmax
-from threadpoolctl import threadpool_limits
 
 Pair = tuple[float, float]
 
@@ -115,6 +114,8 @@ def fit_modulation(soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, 
     before = hard_f(PLAIN)
     candidates: list[Pair] = []
     if method == "lbfgsb":
+        from threadpoolctl import threadpool_limits  # here: evaluation and parsing fit nothing
+
         with threadpool_limits(1, "blas"):  # many short calls: its threads would spin longer than they work
             candidates = _climb(soft_f)
     elif method == "neldermead":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from icnn.charts import COLOURS, Series, digits, esc, line_chart, table, table_row
-from icnn.command import Parser, existing_folder, run
+from icnn.command import Parser, existing_folder, run, text_table
 from icnn.config import flat, load_config
 from icnn.errors import InputError
 from icnn.metrics import MEASURES
@@ -133,18 +133,6 @@ def _differences(runs: Sequence[Compared]) -> _Table:
         if len(set(values)) > 1:
             rows.append([key, *values])
     return ["settings that differ", *(one.name for one in runs)], rows
-
-
-def text_table(lines: Sequence[Sequence[str]], left: int) -> str:
-    """Columns as wide as their widest cell; the first `left` of them begin at the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
 
 
 # ---------------------------------------------------------------- page

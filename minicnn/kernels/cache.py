@@ -6,8 +6,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from numba import njit
+
+try:
+    from filelock import FileLock
+except ImportError:  # only a machine that was set up by hand lacks it
+    FileLock = None
 
 logger = logging.getLogger("minicnn.kernels")
 
@@ -23,8 +27,9 @@ class _InTurn:
     def __init__(self, numbas):
         self._numbas = numbas
 
-    def _lock(self) -> FileLock:
+    def _lock(self):
         """A new one each time: one that was made before a fork is nobody's."""
+        assert FileLock is not None
         return FileLock(Path(self._numbas.cache_path, "in-turn.lock"))
 
     def load_overload(self, *arguments):
@@ -47,19 +52,23 @@ class _InTurn:
 
 
 @cache
-def _warn(reason: str) -> None:
+def _warn(reason: str, advice: str = "set NUMBA_CACHE_DIR to a folder with room") -> None:
     """Once for each reason: dozens of functions are compiled."""
-    logger.warning("compiled functions cannot be kept (%s); set NUMBA_CACHE_DIR to a folder with room", reason)
+    logger.warning("compiled functions cannot be kept (%s); %s", reason, advice)
 
 
 def cached(**options: Any) -> Callable[[Callable], Any]:
     """Decorator: ``numba.njit(cache=True, **options)``, but for several processes at a time, and for a full disk.
 
-    Where there is no folder to keep results in, or no room, the function works all the same, after a warning.
+    Where there is no folder to keep results in, no room, or no filelock, the function works all the same, after a
+    warning.
     """
 
     def decorate(function: Callable):
         dispatcher: Any = njit(**options)(function)
+        if FileLock is None:
+            _warn("two processes could mix them up without filelock", "pip install filelock")
+            return dispatcher
         try:
             dispatcher.enable_caching()
         except RuntimeError:  # "cannot cache function ...: no locator available for file ..."

@@ -5,12 +5,16 @@ other kernel is a few strided slices. Shapes and roles: `minicnn.kernels`.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from threadpoolctl import ThreadpoolController
+
+try:
+    from threadpoolctl import ThreadpoolController
+except ImportError:  # only a machine that was set up by hand lacks it: BLAS then takes as many threads as it likes
+    ThreadpoolController = None
 
 from minicnn.kernels.host import Feed, download, empty, memory_left, record, summing, upload, zeros
 
@@ -19,7 +23,7 @@ NAME = "numpy"
 # What the backend has besides its kernels.
 __all__ = ["Feed", "download", "empty", "memory_left", "record", "summing", "upload", "zeros"]
 
-_BLAS = ThreadpoolController()
+_BLAS = ThreadpoolController and ThreadpoolController()
 
 
 def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
@@ -29,7 +33,7 @@ def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
 
 def threads(count: int) -> AbstractContextManager:
     """Limit the BLAS behind NumPy to `count` threads inside a ``with`` block."""
-    return _BLAS.limit(limits=count, user_api="blas")
+    return _BLAS.limit(limits=count, user_api="blas") if _BLAS else nullcontext()
 
 
 def bind(kernel: str, *arguments) -> Callable[[], None]:
