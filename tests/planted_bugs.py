@@ -485,6 +485,20 @@ BUGS = [
         "hostcuda/test_backend.py::test_training_equals_the_reference",
     ),
     Bug(
+        "GPU: a batch arrives where another plan's kernels still write",
+        GPU,
+        "        self.taken.record(_STREAM)\n\n",
+        "",
+        "hostcuda/test_backend.py::test_a_batch_does_not_arrive_where_older_kernels_still_write",
+    ),
+    Bug(
+        "GPU: half a step's graph is kept",
+        GPU,
+        "                captured = _STREAM.end_capture()\n",
+        "                graph = captured = _STREAM.end_capture()\n",
+        "hostcuda/test_backend.py::test_a_step_that_is_interrupted_while_it_is_captured_leaves_no_graph",
+    ),
+    Bug(
         "GPU: sums of the weights' gradient race",
         "minicnn/kernels/weight_gradient.cu",
         "    shares[threadIdx.x] = total;\n    __syncthreads();\n",

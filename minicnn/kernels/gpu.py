@@ -9,6 +9,7 @@ import atexit
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -55,10 +56,20 @@ except ImportError as error:
     raise ImportError(f"CuPy is not installed or does not load ({error}): pip install 'icnn[cuda12]'") from None
 
 _OLDEST = 70  # compute capability 7.0, Volta: what CUDA 12 and the tests of the machine code begin with
+_OLDEST_CACHING = (14, 2)  # CuPy's first version that finds compiled templates in its disk cache with any driver
 _LEAST_MEMORY = 512 << 20  # bytes that a small training needs
 #: Variables in which MPI launchers tell a process its number on its machine: Hydra and Intel, Open MPI, Slurm.
 _PLACES = "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"
 _NOTED = 0.1  # s; what takes longer was compiled and not found in CuPy's cache
+
+
+def _check_version() -> None:
+    """Warn of a CuPy that compiles every kernel anew in each process."""
+    if tuple(map(int, re.findall(r"\d+", cupy.__version__)[:2])) < _OLDEST_CACHING:
+        logger.warning(
+            "CuPy %s compiles all kernels anew in every process; expected 14.2 or newer: pip install -U 'icnn[cuda12]'",
+            cupy.__version__,
+        )
 
 
 def _require_device() -> None:
@@ -79,7 +90,7 @@ def _require_device() -> None:
         capability, free = int(device.compute_capability), device.mem_info[0]
     except cupy.cuda.runtime.CUDARuntimeError as error:
         text = str(error)
-        reason = "no NVIDIA driver was found" if "InsufficientDriver" in text else "no NVIDIA GPU was found"
+        reason = _driver_problem() if "InsufficientDriver" in text else "no NVIDIA GPU was found"
         raise ImportError(f"{reason} ({text.partition(':')[0]})") from None
     if capability < _OLDEST:
         raise ImportError(f"the GPU is too old: compute capability {capability / 10}, expected {_OLDEST / 10} or newer")
@@ -92,6 +103,22 @@ def _require_device() -> None:
         raise ImportError(f"NVRTC, CUDA's compiler, does not work ({first}): pip install 'icnn[cuda12]'") from None
 
 
+def _driver_problem() -> str:
+    """Why the CUDA runtime refuses the driver: there is none, or it is older than the CUDA that CuPy was built for."""
+    found, needed = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
+    if not found:
+        return "no NVIDIA driver was found"
+    return (
+        f"the NVIDIA driver is too old: expected one for CUDA {_cuda(needed)}, as CuPy is, got one for CUDA "
+        f"{_cuda(found)}; try a newer driver or a CuPy for CUDA {found // 1000}"
+    )
+
+
+def _cuda(version: int) -> str:
+    """CUDA's 12090 as 12.9."""
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def _place() -> int | None:
     """This process's number on its machine, if a launcher has started it."""
     return next((int(text) for name in _PLACES if (text := os.environ.get(name, "")).isdecimal()), None)
@@ -101,6 +128,7 @@ def _mib(count: int) -> str:
     return f"{count / 2**20:,.0f} MiB"
 
 
+_check_version()
 _require_device()
 
 #: Kernels run on the first stream. CUDA's default stream waits for it and it for that one, so that an array can be read
@@ -203,6 +231,8 @@ class _Slot:
         self.pinned = [_pinned(array.shape, array.dtype) for array in destinations]
         self.arrived = [empty(array.shape, array.dtype) for array in destinations]
         self.sent, self.taken = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
+        # `arrived` may lie where another plan's arrays were, which kernels of that plan are still to write.
+        self.taken.record(_STREAM)
 
 
 def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -215,7 +245,8 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
     """A function that does what `run` does, in one launch from its second call on.
 
     `run` must call bound kernels only, without cuBLAS, on arrays that outlive the result. The first call is made
-    eagerly: it loads the kernels, which cannot be done while a graph is captured.
+    eagerly: it loads the kernels, which cannot be done while a graph is captured. If `run` raises while it is captured,
+    the unfinished graph is dropped, and the next call captures anew.
     """
     graph = None
     calls = 0
@@ -231,7 +262,8 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
             try:
                 run()
             finally:
-                graph = _STREAM.end_capture()
+                captured = _STREAM.end_capture()
+            graph = captured  # only now: the graph of a run that raised lacks its last launches
         graph.launch(_STREAM)
 
     return replay

@@ -16,7 +16,7 @@ from types import ModuleType
 import hostcompile
 import numpy as np
 from standin_arrays import ndarray
-from standin_device import MACHINE, SCHEDULES, STATS, CUDARuntimeError, Facts, Hazard, OutOfMemoryError, Stats
+from standin_device import MACHINE, RUNTIME, SCHEDULES, STATS, CUDARuntimeError, Facts, Hazard, OutOfMemoryError, Stats
 from standin_functions import asnumpy, empty, matmul, zeros
 from standin_memory import POOL, MemoryPool, PinnedMemoryPointer, Use, alloc_pinned_memory
 from standin_streams import Device, Event, Graph, Stream, get_current_stream, get_elapsed_time
@@ -269,7 +269,13 @@ def driverGetVersion():
 
 def runtimeGetVersion():
     """Such as 12090."""
-    return 12090
+    return RUNTIME
+
+
+def set_allocator(allocator=None):
+    """Take memory from the device without a pool; here each array has memory of its own anyway."""
+    if allocator is not None:
+        raise NotImplementedError("outside of the stand-in: an allocator")
 
 
 def _module(name: str, *members: type | Callable, **named: object) -> ModuleType:
@@ -294,6 +300,7 @@ _cuda = _module(
         alloc_pinned_memory,
         get_current_stream,
         get_elapsed_time,
+        set_allocator,
     ),
     runtime=_runtime,
     nccl=_nccl,

@@ -37,6 +37,7 @@ TEXTS = {
     906: "cudaErrorStreamCaptureImplicit: operation would make the legacy stream depend on a capturing blocking stream",
     907: "cudaErrorCapturedEvent: operation not permitted on an event last recorded in a capturing stream",
 }
+RUNTIME = 12090  # version of CUDA
 UNSUPPORTED, INVALIDATED, ISOLATION, IMPLICIT, CAPTURED = 900, 901, 905, 906, 907
 
 
@@ -182,8 +183,8 @@ class Machine:
         self._lock = threading.RLock()
 
     def require(self) -> None:
-        """Raise as CUDA does where there is no GPU."""
-        if self.facts.driver is None:
+        """Raise as CUDA does where there is no GPU, or a driver of an older major version than the runtime."""
+        if self.facts.driver is None or self.facts.driver // 1000 < RUNTIME // 1000:
             raise CUDARuntimeError(35)
         if not self.facts.devices:
             raise CUDARuntimeError(100)

@@ -108,6 +108,48 @@ def test_recorded_and_eager_steps_give_the_same_bits():
     np.testing.assert_array_equal(recorded[1], eager[1])
 
 
+def test_a_step_that_is_interrupted_while_it_is_captured_leaves_no_graph(monkeypatch):
+    """Half a step's launches, replayed as if they were all, would train on old gradients."""
+    data, kernels = small_batches(4), get_backend("cupy")
+    plan, undisturbed = (Plan(small_graph(), 2, "cupy", seed=1) for _ in range(2))
+    launch, count = standin.RawKernel.__call__, 0
+
+    def interrupted(kernel, *arguments, **options):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        launch(kernel, *arguments, **options)
+
+    losses, values = train(undisturbed, data)
+    plan.step(*data[0][:2], OPTIMISER, data[0][2])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(standin.RawKernel, "__call__", interrupted)
+        plan.step(*data[1][:2], OPTIMISER, data[1][2])
+    assert not kernels._STREAM.is_capturing()
+    again, parameters = train(plan, data[1:])
+    assert again == losses[1:]
+    np.testing.assert_array_equal(parameters, values)
+
+
+def test_a_batch_does_not_arrive_where_older_kernels_still_write():
+    """The memory that it arrives in may have been another plan's, whose last step is still running."""
+    kernels = get_backend("cupy")
+    older, destination = (kernels.zeros((2, 3), "float32") for _ in range(2))
+    feed = kernels.Feed(destination)
+    with kernels.threads(1):
+        older.fill(1)
+    asked = [operation for operation in kernels._STREAM._queue.waiting if "fill" in operation.note]
+    later = kernels.Feed(destination)
+    for one in (feed, later):
+        one(np.ones((2, 3), np.float32))
+    assert not any(operation.done for operation in asked)
+    feed._slots[1].sent.synchronize()  # made before the older kernel was asked for: need not wait for it
+    assert not any(operation.done for operation in asked)
+    later._slots[1].sent.synchronize()
+    assert asked and all(operation.done for operation in asked)
+
+
 def test_other_batch_sizes_and_settings_are_recorded_apart():
     data = small_batches(3)
     data += [(images[:1], labels[:1], weights[:1]) for images, labels, weights in data]

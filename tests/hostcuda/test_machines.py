@@ -2,10 +2,12 @@
 
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import standin
+import wheels
 
 from icnn import train
 from icnn.command import compilation_announced, run
@@ -16,6 +18,11 @@ pytestmark = pytest.mark.usefixtures("device")
 #: What is the matter with the machine, and what the user reads.
 MACHINES = {
     "no driver": ({"driver": None}, "no NVIDIA driver was found (cudaErrorInsufficientDriver)"),
+    "old driver": (
+        {"driver": 11080},
+        "the NVIDIA driver is too old: expected one for CUDA 12.9, as CuPy is, got one for CUDA 11.8; "
+        "try a newer driver or a CuPy for CUDA 11 (cudaErrorInsufficientDriver)",
+    ),
     "no device": ({"devices": 0}, "no NVIDIA GPU was found (cudaErrorNoDevice)"),
     "too old": ({"compute_capability": "61"}, "the GPU is too old: compute capability 6.1, expected 7.0 or newer"),
     "no compiler": ({"nvrtc": False}, "NVRTC, CUDA's compiler, does not work (Failure finding"),
@@ -33,6 +40,21 @@ def test_why_a_gpu_cannot_be_used(facts, text):
         assert str(caught.value).endswith("; use numba or numpy") and "\n" not in str(caught.value)
     name, reason = choose_backend("auto")
     assert name == "numba" and text in reason and "\n" not in reason
+
+
+@pytest.mark.parametrize(
+    ("version", "warned"), [("14.1.1", True), ("13.6.0", True), ("14.2.0", False), ("15.0.0b1", False)]
+)
+def test_a_cupy_that_keeps_no_compiled_kernels_is_warned_of(monkeypatch, caplog, version, warned):
+    monkeypatch.setattr(standin.cupy, "__version__", version)
+    get_backend("cupy")
+    assert (f"CuPy {version} compiles all kernels anew in every process; expected 14.2" in caplog.text) == warned
+
+
+def test_the_extras_ask_for_a_cupy_that_keeps_compiled_kernels():
+    extras = tomllib.loads((wheels.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = [text for extra in extras.values() for text in extra if text.startswith("cupy")]
+    assert len(asked) == 3 and all(text.endswith(">=14.2") for text in asked)
 
 
 def test_a_missing_cupy_is_named_with_what_to_install(monkeypatch):

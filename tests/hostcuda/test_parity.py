@@ -17,7 +17,11 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 import standin
+import wheels  # noqa: F401 - makes the benchmarks' modules importable
+from machine_code import cupy_options
 from standin_device import TEXTS
+
+from minicnn.kernels.gpu_tiles import OPTIONS
 
 
 @pytest.fixture
@@ -140,6 +144,12 @@ def test_kernels_are_called_as_cupys(real):
     parameters = inspect.signature(standin.RawKernel.__call__).parameters
     assert [*parameters][1:] == ["grid", "block", "args", "shared_mem"]
     assert parameters["shared_mem"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_subnormal_numbers_are_flushed_to_zero(real):
+    """What `gpu_tiles` says of its options, and machine_code compiles with."""
+    compiler = inspect.getsource(importlib.import_module("cupy.cuda.compiler"))
+    assert "options += ('-ftz=true',)" in compiler and "-ftz=true" in cupy_options(90, OPTIONS)
 
 
 # ---- texts
