@@ -208,9 +208,10 @@ def test_network(backend, rng, preset):
     graph = icnn_graph(labels=3, size=16, preset=preset)
     plan = Plan(graph, batch=2, backend=backend, dtype="float64", threads=1, input_gradient=True)
     for name, array in plan.parameters.items():
-        array[...] = rng.uniform(-0.1, 0.1, array.shape)
+        values = rng.uniform(-0.1, 0.1, array.shape)
         if name.endswith("/weight"):
-            array *= 10 * np.sqrt(6 / (array[0].size + array[:, 0].size))
+            values *= 10 * np.sqrt(6 / (array[0].size + array[:, 0].size))
+        plan.upload(array, values)
     images, labels = rng.standard_normal((2, 3, 16, 16)), rng.integers(0, 3, (2, 16, 16))
     errors = check_plan(plan, images, labels, weights=rng.uniform(0, 1, labels.shape), eps=1e-5)
     assert set(errors) == {*plan.parameters, "images"}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,19 @@ def train(plan: Plan, images, labels, weights, steps: int = 3) -> list[np.ndarra
     shown = []
     for _ in range(steps):
         logits = plan.forward(images)
-        shown += [np.array(logits), np.array(plan.loss(labels, weights))]
+        shown += [plan.download(logits), plan.download(plan.loss(labels, weights))]
         plan.backward()
-        np.testing.assert_array_equal(logits, shown[-2], "logits must last until the next forward")
-        shown += [np.array(gradient) for gradient in plan.gradients.values()]
+        np.testing.assert_array_equal(plan.download(logits), shown[-2], "logits must last until the next forward")
+        shown += downloaded(plan, plan.gradients)
         if plan.has_input_gradient:
-            shown.append(np.array(plan.input_gradient))
+            shown.append(plan.download(plan.input_gradient))
         plan.update(OPTIMISER)
-    return shown + [np.array(array) for array in plan.parameters.values()]
+    return shown + downloaded(plan, plan.parameters)
+
+
+def downloaded(plan: Plan, arrays: Mapping) -> list[np.ndarray]:
+    """NumPy copies of the plan's arrays, wherever its backend keeps them."""
+    return [plan.download(array) for array in arrays.values()]
 
 
 def assert_same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> None:
@@ -95,7 +101,7 @@ def test_poison_in_a_live_buffer_is_noticed(backend, rng):
     live[0] = np.nan
     plan.loss(labels, weights)
     plan.backward()
-    assert np.isnan(plan.gradients["row1/round1/conv/weight"]).any()
+    assert np.isnan(plan.download(plan.gradients["row1/round1/conv/weight"])).any()
 
 
 @pytest.mark.parametrize("preset", ["paper", "released"])
@@ -155,8 +161,7 @@ def test_a_step_is_forward_loss_backward_update(backend, rng):
     values = [float(at_once.step(images, labels, OPTIMISER, weights)) for _ in range(2)]
     train(apart, images, labels, weights, steps=2)
     assert values[1] < values[0] and at_once.step_count == apart.step_count == 2
-    for name in at_once.parameters:
-        np.testing.assert_array_equal(at_once.parameters[name], apart.parameters[name])
+    assert_same_bits(downloaded(at_once, at_once.parameters), downloaded(apart, apart.parameters))
 
 
 def test_a_loss_without_weights_is_one_with_equal_weights(backend, rng):
@@ -171,8 +176,9 @@ def test_any_real_images_are_taken(backend, rng):
     plan = small_plan(backend)
     images = rng.integers(0, 255, (2, 16, 16, 3)).astype(np.uint8)
     turned = images.transpose(0, 3, 1, 2)
-    logits = np.array(plan.forward(turned))
-    np.testing.assert_array_equal(plan.forward(np.ascontiguousarray(turned, np.float64)), logits)
+    logits = plan.download(plan.forward(turned))
+    again = plan.forward(np.ascontiguousarray(turned, np.float64))
+    np.testing.assert_array_equal(plan.download(again), logits)
 
 
 @pytest.mark.parametrize(
@@ -335,18 +341,19 @@ def test_a_tanh_that_only_its_copies_are_read_of(backend, rng):
 
 def test_written_parameters_count_from_the_next_forward(backend, rng):
     plan, (images, _, _) = small_plan(backend), faces(rng)
-    first = np.array(plan.forward(images))
-    plan.parameters["output/conv/bias"][...] += [1, 2, 3]
-    second = np.array(plan.forward(images))
+    bias, weight = plan.parameters["output/conv/bias"], plan.parameters["row4/round0/conv/weight"]
+    first = plan.download(plan.forward(images))
+    plan.upload(bias, plan.download(bias) + np.array([1, 2, 3]))
+    second = plan.download(plan.forward(images))
     np.testing.assert_allclose(second - first, np.broadcast_to([[[1]], [[2]], [[3]]], first.shape), rtol=1e-12)
-    plan.parameters["row4/round0/conv/weight"][0, 0, 2, 2] += 1
-    assert (plan.forward(images) != second).any()
+    weight[0, 0, 2, 2] = 1.0
+    assert (plan.download(plan.forward(images)) != second).any()
 
 
 def test_a_seed_fixes_the_first_parameters(backend):
     def flat(seed) -> np.ndarray:
         plan = small_plan(backend, seed=seed)
-        return np.concatenate([array.ravel() for array in plan.parameters.values()])
+        return np.concatenate([array.ravel() for array in downloaded(plan, plan.parameters)])
 
     np.testing.assert_array_equal(flat(3), flat(3))
     assert (flat(3) != flat(4)).mean() > 0.9
@@ -434,15 +441,16 @@ def test_a_branch_that_does_not_reach_the_output_changes_nothing(backend, rng):
     branched.add("y", Conv2D(3, 5), "x")
     plain, plan = (Plan(one, 2, backend, "float64", threads=1) for one in (graph, branched))
     for name, array in plain.parameters.items():
-        plan.parameters[name][...] = array
+        plan.upload(plan.parameters[name], plain.download(array))
     images, labels = rng.standard_normal((2, 3, 4, 4)), rng.integers(0, 3, (2, 4, 4))
     poison(plan)
     for _ in range(2):
         losses = [float(one.step(images, labels, OPTIMISER)) for one in (plain, plan)]
         assert losses[0] == losses[1]
     for name, array in plain.parameters.items():
-        np.testing.assert_array_equal(plan.parameters[name], array)
-    assert not plan.gradients["side/weight"].any() and not plan.gradients["side/bias"].any()
+        np.testing.assert_array_equal(plan.download(plan.parameters[name]), plain.download(array))
+    for name in ("side/weight", "side/bias"):
+        assert not plan.download(plan.gradients[name]).any()
 
 
 # ---- no allocation after construction

@@ -1,6 +1,10 @@
-"""The backends of a GPU in turn, for tests that are skipped where there is none."""
+"""The backends of a GPU in turn, for tests that are skipped where there is none.
+
+Without a GPU they run on the stand-in for CuPy, if it is in place: PYTHONPATH=tests/hostcuda/in_place.
+"""
 
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -22,10 +26,12 @@ def reason_to_skip() -> str:
 
 
 @pytest.fixture(autouse=True)
-def device():
-    """A GPU, or a skip."""
+def device() -> Iterator[None]:
+    """A GPU, or a skip. What a test has asked for is done before the next one: an error is seen where it belongs."""
     if reason := reason_to_skip():
         pytest.skip(reason)
+    yield
+    get_backend("cupy").cupy.cuda.Device().synchronize()
 
 
 @pytest.fixture(params=["cupy", "cublas"])

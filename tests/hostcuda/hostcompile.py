@@ -282,6 +282,10 @@ class Module:
         if count:
             reports = [self._library.cu_report(i).decode() for i in range(min(count, 4))]
             raise KernelFault("\n  ".join([f"{name}: {count} reports", *reports]))
+        if not self._checked:  # nobody has looked at which bytes were written
+            for given, kind in zip(args, kinds, strict=True):
+                if kind[0] == "W":
+                    mark_initialised(given)
 
 
 def _checked_size(name: str, what: str, size: Sequence[int], most: Sequence[int]) -> tuple[int, ...]:
