@@ -8,7 +8,7 @@ fill a pass, outputs among the channels of a larger array.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from examples import Caller, draw_arrays
 from minicnn.kernels import SIGNATURES, get_backend, gpu_tiles
 
 _BETWEEN = 1  # channels of a larger array before an array, and twice as many behind it
+_NEIGHBOUR = 12345.0  # what lies in them
 
 
 class Case(NamedTuple):
@@ -169,17 +170,32 @@ _SHARING = ("correlation.cu", "weight_gradient.cu", "loss.cu", "glue.cu")
 # ---- running
 
 
-def _on_device(kernels: ModuleType, values: np.ndarray, in_slot: bool):
-    """A copy on the device; `in_slot`, as channels of a larger array whose other channels are never written."""
-    shape = values.shape
-    if in_slot:
-        wide = kernels.empty((shape[0], _BETWEEN + shape[1] + 2 * _BETWEEN, *shape[2:]), values.dtype.name)
-        array = wide[:, _BETWEEN : _BETWEEN + shape[1]]
-    else:
-        array = kernels.empty(shape, values.dtype.name)
-    if values.size:
-        for target, image in zip(array, values, strict=True) if in_slot else ((array, values),):
-            kernels.upload(target, image)
+class _Slot:
+    """Values (N, C, H, W) on the device, as channels of a larger array: `array` is what a kernel gets.
+
+    The channels before and behind hold a number of their own. The checker on the CPU sees who writes there; a GPU does
+    not, so `check` looks at them afterwards.
+    """
+
+    def __init__(self, kernels: ModuleType, values: np.ndarray):
+        n, channels, *plane = values.shape
+        around = np.full((n, _BETWEEN + channels + 2 * _BETWEEN, *plane), _NEIGHBOUR, values.dtype)
+        around[:, _BETWEEN : _BETWEEN + channels] = values
+        self._kernels, self._channels = kernels, channels
+        self._wide = kernels.empty(around.shape, values.dtype.name)
+        kernels.upload(self._wide, around)
+        self.array = self._wide[:, _BETWEEN : _BETWEEN + channels]
+
+    def check(self, name: str) -> None:
+        """Raise AssertionError if a kernel has written beside its array."""
+        around = np.delete(self._kernels.download(self._wide), np.s_[_BETWEEN : _BETWEEN + self._channels], axis=1)
+        assert (around == _NEIGHBOUR).all(), f"{name}: the channels beside it were written to"
+
+
+def _on_device(kernels: ModuleType, values: np.ndarray):
+    """A copy on the device."""
+    array = kernels.empty(values.shape, values.dtype.name)
+    kernels.upload(array, values)
     return array
 
 
@@ -208,7 +224,7 @@ def _chosen(gpu: ModuleType, tile: float | None) -> Iterator[None]:
 
 
 def run_case(case: Case) -> None:
-    """Call the kernel on the device and compare all it writes with the reference.
+    """Call the kernel on the device and compare all it writes with the reference, and what lies beside it with before.
 
     Raises
     ------
@@ -222,7 +238,8 @@ def run_case(case: Case) -> None:
     expected = {name: array.copy() for name, array in arrays.items()}
     Caller("numba" if case.values == "nan" else "numpy")(case.kernel, *expected.values(), **case.scalars)
 
-    given = {}
+    given: dict[str, Any] = {}
+    slots: dict[str, _Slot] = {}
     usual = kernels.scratch_size(case.kernel, **case.sizes)  # what is asked for, whichever tile is taken
     with _chosen(gpu, case.tile):
         length = max(usual, kernels.scratch_size(case.kernel, **case.sizes))
@@ -231,14 +248,18 @@ def run_case(case: Case) -> None:
                 given[argument.name] = case.scalars[argument.name]
             elif argument.role == "scratch":
                 given[argument.name] = kernels.empty(length, case.dtype)
+            elif len(argument.shape) == 4 and "K" not in argument.shape:
+                slots[argument.name] = _Slot(kernels, arrays[argument.name])
+                given[argument.name] = slots[argument.name].array
             else:
-                in_slot = len(argument.shape) == 4 and "K" not in argument.shape
-                given[argument.name] = _on_device(kernels, arrays[argument.name], in_slot)
+                given[argument.name] = _on_device(kernels, arrays[argument.name])
         getattr(kernels, case.kernel)(*given.values())
     tolerance = 2e-6 if case.dtype == "float32" else 1e-13
     for name, values in expected.items():
         limit = tolerance * max(1, np.nanmax(np.abs(values), initial=0)) * (1 if values.ndim == 4 else 10)
         np.testing.assert_allclose(kernels.download(given[name]), values, rtol=0, atol=limit, err_msg=f"{case}: {name}")
+    for name, slot in slots.items():
+        slot.check(f"{case}: {name}")
 
 
 def _change(arrays: dict[str, np.ndarray], case: Case, rng: np.random.Generator) -> None:

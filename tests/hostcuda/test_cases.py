@@ -1,15 +1,29 @@
 """Does every CUDA kernel compute what the reference does, without touching what it must not, in any order?"""
 
 import pytest
-from kernel_cases import CASES, run_case
+import standin
+from kernel_cases import CASES, run_case, run_cases
 
-from minicnn.kernels import SIGNATURES
+from minicnn.kernels import SIGNATURES, gpu_tiles
 
 
 @pytest.mark.usefixtures("device", "order")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernel(case):
     run_case(case)
+
+
+@pytest.mark.usefixtures("device")
+def test_a_kernel_that_writes_beside_its_array_is_noticed_without_the_checker(monkeypatch):
+    """As on a GPU: all numbers of the array itself are right."""
+    right = "FOR_PIXELS(pixel, area) target[pixel] = hyperbolic_tangent(source[pixel]);"
+    text = gpu_tiles.read_source("glue.cu")
+    assert right in text
+    monkeypatch.setattr(standin, "CHECKED", False)
+    monkeypatch.setattr("kernel_cases.cases_of", lambda file: [case for case in CASES if case.kernel == "tanh_forward"])
+    run_cases("glue.cu", text)
+    with pytest.raises(AssertionError, match="y: the channels beside it were written to"):
+        run_cases("glue.cu", text.replace(right, right.replace("area", "area + 1")))
 
 
 def test_every_kernel_has_cases():
