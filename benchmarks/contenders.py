@@ -147,13 +147,8 @@ def torch_clock(torch: ModuleType) -> Clock:
 
 
 def cuda_torch(torch: ModuleType | None) -> ModuleType | None:
-    """PyTorch, set to full float32 and its fastest algorithms; None where it has no GPU."""
-    if torch is None or not torch.cuda.is_available():
-        return None
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
-    return torch
+    """PyTorch, None where it has no GPU."""
+    return torch if torch is not None and torch.cuda.is_available() else None
 
 
 class DevicePeak:
@@ -242,9 +237,22 @@ def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int
 
 
 def torch_contender(
-    torch: ModuleType, layout: str, convolutions: Sequence[Convolution], batch: int, device: str = "cpu"
+    torch: ModuleType,
+    layout: str,
+    convolutions: Sequence[Convolution],
+    batch: int,
+    device: str = "cpu",
+    tf32: bool = False,
 ) -> Contender:
-    """PyTorch's own kernels without autograd; `layout` is "default" or "channels_last", `device` "cpu" or "cuda"."""
+    """PyTorch's own kernels without autograd.
+
+    Parameters
+    ----------
+    layout : "default" or "channels_last"
+    device : "cpu" or "cuda"
+    tf32 : bool
+        Whether a GPU may round to TF32, as it does by default.
+    """
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     backward = torch.ops.aten.convolution_backward
     calls: Calls = {}
@@ -270,5 +278,8 @@ def torch_contender(
         return nullcontext()
 
     if device == "cuda":
-        return Contender(f"torch_{layout}", lambda count: nullcontext(), calls, torch_clock(torch), gpu_repeats)
+        from torch_twin import tensor_cores
+
+        name = f"torch_{layout}{'_tf32' if tf32 else ''}"
+        return Contender(name, lambda count: tensor_cores(tf32), calls, torch_clock(torch), gpu_repeats)
     return Contender(f"torch_{layout}", threads, calls, wall_clock, cpu_repeats)

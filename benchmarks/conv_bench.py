@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import product
 from statistics import median
 from typing import NamedTuple
 
@@ -24,12 +25,11 @@ from contenders import (
 )
 from gpu_model import DEVICES, LAUNCH
 from machine_code import ToolMissing
-from measure import Peak, find_torch, machine, result_file, thread_counts, write_figures
+from measure import LAYOUTS, Peak, find_torch, machine, result_file, thread_counts, write_figures
 from model_table import NOTE, format_model, format_steps, model_rows
 
-from icnn.command import Parser, positive, progress, run
+from icnn.command import Parser, positive, progress, run, text_table
 from icnn.errors import InputError
-from icnn.report import text_table
 from minicnn.kernels import choose_backend, get_backend
 from minicnn.kernels.host import cores
 
@@ -37,7 +37,6 @@ ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a
 SCALING = 0.8  # least share of the ideal gain by more threads at which their rows are taken at face value
 WARM = 0.01  # s of calls before the clock starts: a thread that slept may be milliseconds late
 AIM = 0.9  # least speed against torch's better layout that every convolution should have
-LAYOUTS = ("default", "channels_last")
 
 
 class Samples:
@@ -194,36 +193,43 @@ class Figures(NamedTuple):
     rows: list[dict]
 
 
-def on_cpu(backends: Sequence[str], cases: Sequence[Case], threads: Sequence[int], batch: int, quick: bool) -> Figures:
+def on_cpu(backends: Sequence[str], cases: Sequence[Case], threads: Sequence[int], batch: int, rounds: int) -> Figures:
     """Measure backends of the CPU, and PyTorch if it is installed."""
     convolutions = list(dict.fromkeys(case.convolution for case in cases))
     contenders = [backend_contender(name, convolutions, batch) for name in backends]
     if torch := find_torch():
         contenders += [torch_contender(torch, layout, convolutions, batch) for layout in LAYOUTS]
-    rounds, pause = (2, 0.0) if quick else (ROUNDS, PAUSE)
-    samples = measure(Peak(), cases, contenders, threads, batch, rounds, pause)
+    samples = measure(Peak(), cases, contenders, threads, batch, rounds, PAUSE)
     rows = make_rows(samples, cases, backends, threads, batch)
     table = format_rows(rows + make_totals(rows, samples))
     text = "\n".join([machine(), format_peaks(samples, threads), table, format_worst(rows)])
     return Figures(text, machine(), samples.peak(max(threads)), rows)
 
 
-def on_gpu(backends: Sequence[str], cases: Sequence[Case], batch: int, quick: bool) -> Figures:
-    """Measure backends of the GPU, and PyTorch there if it is installed; calls of "cupy" also replayed as a graph."""
+def on_gpu(backends: Sequence[str], cases: Sequence[Case], batch: int, rounds: int) -> Figures:
+    """Measure backends of the GPU, and PyTorch there if it is installed, with TF32 off, as ours, and on, its default.
+
+    Calls of "cupy" are also replayed as a graph.
+    """
     convolutions = list(dict.fromkeys(case.convolution for case in cases))
     contenders = [backend_contender(name, convolutions, batch) for name in backends]
     kernels = get_backend("cupy")
     ours = [contender for contender in contenders if contender.name == "cupy"]
     contenders += [one._replace(name="captured", clock=captured_clock(kernels)) for one in ours]
     if torch := cuda_torch(find_torch()):
-        contenders += [torch_contender(torch, layout, convolutions, batch, "cuda") for layout in LAYOUTS]
+        contenders += [
+            torch_contender(torch, layout, convolutions, batch, "cuda", tf32)
+            for layout, tf32 in product(LAYOUTS, (False, True))
+        ]
     peak = DevicePeak(kernels.cupy)
-    samples = measure(peak, cases, contenders, [1], batch, 2 if quick else ROUNDS, 0.0)
+    samples = measure(peak, cases, contenders, [1], batch, rounds, 0.0)
     rows = make_rows(samples, cases, backends, [1], batch)
     table = format_rows(rows + make_totals(rows, samples))
     for row, case in zip(rows, (case for case in cases for _ in backends), strict=True):
         row["threads"] = None
         row["captured_ms"] = samples.ms(case, "captured", 1) if row["backend"] == "cupy" else None
+        for layout in LAYOUTS:
+            row[f"torch_{layout}_tf32_ms"] = samples.ms(case, f"torch_{layout}_tf32", 1)
     about = f"{peak.name}; {machine()}"
     total = sum(row["captured_ms"] or 0 for row in rows)
     steps = format_steps([row for row in rows if row["backend"] == "cupy"])
@@ -252,10 +258,10 @@ def chosen_figures(options: Namespace, cases: Sequence[Case]) -> list[Figures]:
     backends = list(dict.fromkeys(choose_backend(name)[0] for name in names))
     gpu, cpu = ([name for name in backends if (name in GPU_BACKENDS) == wanted] for wanted in (True, False))
     found = []
-    if gpu:  # cuBLAS beside ours
-        found.append(on_gpu(list(dict.fromkeys([*gpu, *GPU_BACKENDS])), cases, options.batch, options.quick))
+    if gpu:
+        found.append(on_gpu(gpu, cases, options.batch, options.rounds))
     if cpu:
-        found.append(on_cpu(cpu, cases, options.threads, options.batch, options.quick))
+        found.append(on_cpu(cpu, cases, options.threads, options.batch, options.rounds))
     return found
 
 
@@ -281,8 +287,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="with --backend cupy: measure nothing, tell from the machine code what this GPU takes at the least",
     )
     parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the figures as JSON")
+    parser.add_argument("--rounds", type=positive, metavar="N", help=f"turns of each contender (default: {ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="one layer and two rounds: does it run?")
     options = parser.parse_args(argv)
+    options.rounds = options.rounds or (2 if options.quick else ROUNDS)
     convolutions = distinct_convolutions()
     if options.quick:
         convolutions = [c for c in convolutions if c.input_gradient][-1:]

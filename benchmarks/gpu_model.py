@@ -16,7 +16,11 @@ from typing import NamedTuple, Protocol
 from machine_code import Binary, Instruction, MachineLoop, Resources, ToolMissing, compiler, disassemble, find_loops
 from measure import convolution_flops
 
+from minicnn.graph import Graph
 from minicnn.kernels.gpu_tiles import OPTIONS, WARP, Loop, Tile, correlation_tile, source, weight_gradient_tile
+from minicnn.layers import Conv2D
+from minicnn.memory import needs_gradient
+from minicnn.schedule import Schedule
 
 SCHEDULERS = 4  # of a multiprocessor; each issues one instruction a cycle, to all lanes of a warp
 LAUNCH = 3e-6  # s from one launch to the next in a stream, assumed
@@ -73,6 +77,21 @@ def tile_of(convolution: Geometry, direction: str, batch: int, dtype: str = "flo
     if direction == "weight_gradient":
         return weight_gradient_tile(batch, c, o, s, s, k, dtype)
     return correlation_tile(batch, c, o, s, s, k, dtype, direction == "input_gradient", pooled)
+
+
+def step_tiles(graph: Graph, batch: int, dtype: str = "float32") -> Iterator[Tile]:
+    """The launches of all convolutions of a training step."""
+    needed = needs_gradient(graph)
+    for unit in Schedule(graph, needed).units:
+        layer = unit.node.layer
+        if not isinstance(layer, Conv2D):
+            continue
+        channels, height, width = graph.input_shapes(unit.node)[0]
+        sizes = batch, channels, layer.filters, height, width, layer.window, dtype
+        yield correlation_tile(*sizes, pooled=unit.pooled is not None)
+        yield weight_gradient_tile(*sizes)
+        if unit.node.inputs[0] in needed:
+            yield correlation_tile(*sizes, backward=True)
 
 
 # ---- counting

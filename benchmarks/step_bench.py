@@ -2,6 +2,7 @@
 
 A step is forward, loss, backward and update. Ours and PyTorch's take turns,
 round after round, so that whatever else the machine does meets them alike.
+The steps of a GPU (`gpu_steps.py`) are timed by its own events.
 """
 
 import os
@@ -9,15 +10,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
 
-import numpy as np
+from contenders import GPU_BACKENDS, DevicePeak, cuda_torch
+from gpu_steps import ROUNDS as GPU_ROUNDS
+from gpu_steps import Spread, format_spreads, gpu_row
 from measure import (
     LAYOUTS,
     ROUNDS,
@@ -34,23 +37,22 @@ from measure import (
     time_turn,
     write_figures,
 )
+from step_cases import CPU_BATCHES, GPU_BATCHES, KINDS, OPTIMISER, StepCase
 
 from icnn.batches import Batches, samples_of
-from icnn.command import Parser, existing_folder, progress, run
+from icnn.command import Parser, existing_folder, progress, run, text_table
 from icnn.config import load_config
 from icnn.dataset import SmithFolder
+from icnn.errors import InputError
 from icnn.network import icnn_graph
 from icnn.parts import NETWORKS
-from icnn.report import text_table
 from icnn.synthetic import synthetic_faces
-from minicnn import SGD, Plan
-from minicnn.kernels import get_backend
+from minicnn import Plan
+from minicnn.kernels import choose_backend, get_backend
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ((9, 64), (2, 64), (4, 80))  # labels and side of the five networks' inputs
 ENOUGH = 40  # seconds after which a case has no more rounds, if it has three
 FACES = 100  # synthetic faces behind the steps with data, unless --data
-OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)
 
 #: What the project wants of the step at batch 10 and the most threads: default, channels_last, share of peak; aims.
 GOALS = {
@@ -60,28 +62,14 @@ GOALS = {
 }
 
 
-class Case(NamedTuple):
-    """A network by its labels and input side, with a batch size."""
-
-    labels: int
-    size: int
-    batch: int
-
-    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images (N, 3, S, S) float32 and labels (N, S, S)."""
-        rng = np.random.default_rng(0)
-        images = rng.standard_normal((self.batch, 3, self.size, self.size)).astype(np.float32)
-        return images, rng.integers(0, self.labels, (self.batch, self.size, self.size))
-
-
 # ---- steps
 
 
-def torch_steps(torch, case: Case, values, compiled: bool) -> dict[str, Callable[[], object]]:
+def torch_steps(torch, case: StepCase, values, compiled: bool) -> dict[str, Callable[[], object]]:
     """PyTorch's steps by name: both layouts, eager and, if asked for and possible, compiled."""
     from torch_twin import TorchStep
 
-    graph, (images, labels) = icnn_graph(case.labels, case.size), case.inputs()
+    graph, (images, labels) = case.graph(), case.inputs()
     steps: dict[str, Callable[[], object]] = {}
     for layout, is_compiled in product(LAYOUTS, (False, True) if compiled else (False,)):
         if is_compiled:
@@ -97,11 +85,11 @@ def torch_steps(torch, case: Case, values, compiled: bool) -> dict[str, Callable
 
 
 def measure_case(
-    case: Case, threads: Sequence[int], peak: Peak, torch, compiled: bool, rounds: int, least: float
+    case: StepCase, backend: str, threads: Sequence[int], peak: Peak, torch, compiled: bool, rounds: int, least: float
 ) -> list[dict]:
     """The rows of one network and batch size, one for each number of threads."""
-    graph, (images, labels) = icnn_graph(case.labels, case.size), case.inputs()
-    plans = {count: Plan(graph, case.batch, "numba", threads=count) for count in threads}
+    graph, (images, labels) = case.graph(), case.inputs()
+    plans = {count: Plan(graph, case.batch, backend, threads=count) for count in threads}
     others = torch_steps(torch, case, plans[threads[0]].parameters, compiled) if torch else {}
     seconds: dict[tuple[str, int], list[float]] = defaultdict(list)
     peaks: dict[int, list[float]] = defaultdict(list)
@@ -177,8 +165,8 @@ def data_rates(folder: Path | None, threads: int, rounds: int, steps: int) -> di
 
 def busy_ratio(rounds: int) -> float:
     """A single-thread step's time beside a process that never rests, over its time without."""
-    case = Case(9, 64, 10)
-    plan, (images, labels) = Plan(icnn_graph(case.labels, case.size), case.batch, "numba", threads=1), case.inputs()
+    case = StepCase(9, 64, 10)
+    plan, (images, labels) = Plan(case.graph(), case.batch, "numba", threads=1), case.inputs()
     seconds: dict[bool, list[float]] = {False: [], True: []}
     for _, busy in product(range(rounds), (False, True)):
         neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
@@ -261,27 +249,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``--help``."""
     parser = Parser(
         prog="python benchmarks/step_bench.py",
-        description="Time training steps beside the CPU's peak of multiply-adds and, if it is installed, PyTorch; "
-        "then training with data, beside a busy process, and from a cold start.",
+        description="Time training steps beside the processor's peak of multiply-adds and, if it is installed, "
+        "PyTorch; on a CPU then training with data, beside a busy process, and from a cold start.",
     )
+    parser.add_argument("--backend", default="numba", help="auto, numpy, numba or cupy (default: %(default)s)")
     parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the steps' figures as JSON")
-    add_cases(parser, [1, 10, 64])
+    add_cases(parser, CPU_BATCHES, f"; on a GPU {','.join(map(str, GPU_BATCHES))}")
+    parser.set_defaults(batch=None)  # which of the two, the backend says
     parser.add_argument("--data", type=existing_folder, metavar="DIR", help="faces for training with data")
     parser.add_argument("--steps-only", action="store_true", help="leave out data, busy neighbours and starts")
     parser.add_argument("--quick", action="store_true", help="one network and two rounds: does it run?")
     options = parser.parse_args(argv)
-    get_backend("numba")
-    rounds, least = (2, 0.0) if options.quick else (ROUNDS, TURN)
+    backend, _ = choose_backend(options.backend)
     kinds = KINDS[1:2] if options.quick else KINDS
+    batches = options.batch or (GPU_BATCHES if backend in GPU_BACKENDS else CPU_BATCHES)
+    cases = [StepCase(labels, size, batch) for labels, size in kinds for batch in batches]
+    if backend in GPU_BACKENDS:
+        _on_gpu(backend, cases, options)
+    else:
+        _on_cpu(backend, cases, options)
+    return 0
+
+
+def _on_gpu(backend: str, cases: Sequence[StepCase], options: Namespace) -> None:
+    """Steps alone, in all ways that a GPU can be told to make them."""
+    if backend != "cupy":
+        raise InputError("--backend: expected cupy for a GPU: the steps of cublas cannot be captured")
+    peak, torch = DevicePeak(get_backend("cupy").cupy), cuda_torch(find_torch())
+    compiled = not (options.no_compile or options.quick)
+    rows = []
+    for case in progress(cases, "steps"):
+        rows.append(gpu_row(case, peak, torch, compiled, 2 if options.quick else GPU_ROUNDS))
+    about = f"{peak.name}; {machine()}"
+    print(f"{about}\npeak of multiply-adds {peak.gflops(1):.0f} GFLOP/s")
+    for case, row in zip(cases, rows, strict=True):
+        spreads = {name: Spread(**values) for name, values in row["variants"].items()}
+        print("\n" + format_spreads(case, spreads, row["lacking"]))
+    if options.json:
+        write_figures(options.json, about, peak_gflops=peak.gflops(1), rows=rows)
+
+
+def _on_cpu(backend: str, cases: Sequence[StepCase], options: Namespace) -> None:
+    """Steps beside the CPU's peak and PyTorch, and, of numba, what surrounds them."""
+    rounds, least = (2, 0.0) if options.quick else (ROUNDS, TURN)
     torch, peak, rows = find_torch(), Peak(), []
     compiled = not (options.no_compile or options.quick)
-    cases = [Case(labels, size, batch) for labels, size in kinds for batch in options.batch]
     for case in progress(cases, "steps"):
-        rows += measure_case(case, options.threads, peak, torch, compiled, rounds, least)
+        rows += measure_case(case, backend, options.threads, peak, torch, compiled, rounds, least)
     print(machine())
     print(format_rows(rows))
     goals = step_goals(rows)
-    if not options.steps_only:
+    if backend == "numba" and not options.steps_only:
         rates = data_rates(options.data, max(options.threads), 1 if options.quick else 5, 3 if options.quick else 20)
         for name, (with_data, bare) in rates.items():
             print(f"{name}: {with_data:.0f} images/s with data, {bare:.0f} bare")
@@ -297,7 +315,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         gflops = median(peak.gflops(max(options.threads)) for _ in range(5))
         write_figures(options.json, machine(), peak_gflops=gflops, rows=rows)
-    return 0
 
 
 if __name__ == "__main__":

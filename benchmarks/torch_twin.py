@@ -1,6 +1,7 @@
 """The network of a `minicnn.Graph`, and its training step, in PyTorch: a competitor and an oracle."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
@@ -17,14 +18,20 @@ class TorchNet(nn.Module):
     Parameters
     ----------
     graph : Graph
-    values : mapping of "node/array" to arrays
-        First parameters, as a plan has them.
+    values : mapping of "node/array" to NumPy arrays
+        First parameters.
+
+    Attributes
+    ----------
+    names : list of str
+        "node/array" of every parameter.
     """
 
     def __init__(self, graph: Graph, values: Mapping[str, np.ndarray]):
         super().__init__()
         self._nodes = list(graph.nodes.values())
         self._output = graph.output.name
+        self.names = list(values)
         # a parameter's name must not have a dot or a slash in it
         self.arrays = nn.ParameterDict({_key(name): torch.tensor(np.array(array)) for name, array in values.items()})
 
@@ -69,33 +76,102 @@ class TorchStep:
 
     Parameters
     ----------
-    graph, values : as for TorchNet
+    graph : Graph
+    values : mapping of "node/array" to NumPy arrays
+        First parameters.
     images : (N, 3, S, S) float32
     labels : (N, S, S) integers
     layout : "default" or "channels_last"
-    compiled : bool
-        Through ``torch.compile``.
-    lr, momentum : float
+    compiled : bool or str
+        Through ``torch.compile``; a string is its mode.
+    device : "cpu" or "cuda"
+    dtype : "float32" or "float64"
+    lr, momentum, weight_decay : float
     """
 
-    def __init__(self, graph, values, images, labels, layout, compiled=False, lr=0.01, momentum=0.9):
+    def __init__(
+        self,
+        graph: Graph,
+        values: Mapping[str, np.ndarray],
+        images: np.ndarray,
+        labels: np.ndarray,
+        layout: str = "default",
+        compiled: bool | str = False,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ):
         memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        self.net = TorchNet(graph, values)
+        real = getattr(torch, dtype)
+        self.net = TorchNet(graph, values).to(device, real)
         for array in self.net.parameters():
             if array.ndim == 4:
                 array.data = array.data.contiguous(memory_format=memory)
-        self._images = torch.tensor(images).contiguous(memory_format=memory)
-        self._labels = torch.tensor(np.asarray(labels, np.int64))
-        self._optimiser = torch.optim.SGD(self.net.parameters(), lr, momentum, nesterov=momentum > 0)
-        self._loss = torch.compile(self._plain_loss) if compiled else self._plain_loss
+        self._images = torch.tensor(images, dtype=real, device=device).contiguous(memory_format=memory)
+        self._labels = torch.tensor(np.asarray(labels, np.int64), device=device)
+        self._optimiser = torch.optim.SGD(
+            self.net.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0
+        )
+        self._loss, self._mode = self._plain_loss, compiled
+        if compiled:
+            self._loss = torch.compile(self._plain_loss, mode=compiled if isinstance(compiled, str) else None)
 
     def _plain_loss(self) -> torch.Tensor:
         return functional.cross_entropy(self.net(self._images), self._labels)
 
-    def __call__(self) -> float:
-        """Run one step and return the loss before the update."""
+    def feed(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Put another batch of the same size in place."""
+        self._images.copy_(torch.from_numpy(images))
+        self._labels.copy_(torch.from_numpy(np.asarray(labels, np.int64)))
+
+    def gradients(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits (N, L, S, S), and the gradient of each parameter by "node/array"; nothing is updated."""
+        self._optimiser.zero_grad(set_to_none=True)
+        logits = self.net(self._images)
+        functional.cross_entropy(logits, self._labels).backward()
+        found = {name: self.net.parameter(name).grad for name in self.net.names}
+        return logits.detach().cpu().numpy(), {name: grad.cpu().numpy() for name, grad in found.items()}
+
+    def __call__(self) -> torch.Tensor:
+        """Run one step and return the loss before the update, a 0-d tensor: to read it is to wait for a GPU."""
+        if self._mode == "reduce-overhead":
+            torch.compiler.cudagraph_mark_step_begin()
         self._optimiser.zero_grad(set_to_none=True)
         loss = self._loss()
         loss.backward()
         self._optimiser.step()
-        return float(loss.detach())
+        return loss.detach()
+
+    def captured(self) -> Callable[[], torch.Tensor]:
+        """The step as one CUDA graph, captured as PyTorch's notes on CUDA graphs say: after steps on a side stream."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            loss = self()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return loss
+
+        return replay
+
+
+@contextmanager
+def tensor_cores(allowed: bool) -> Iterator[None]:
+    """Let a GPU round float32 to TF32 in convolutions (PyTorch's default), or not; it tries out its algorithms."""
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = convolutions.allow_tf32, products.allow_tf32, convolutions.benchmark
+    convolutions.allow_tf32 = products.allow_tf32 = allowed
+    convolutions.benchmark = True
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32, products.allow_tf32, convolutions.benchmark = before

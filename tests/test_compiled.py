@@ -467,7 +467,7 @@ def test_a_step_is_that_of_pytorch(monkeypatch):
     twin = TorchStep(graph, plan.parameters, images, labels, "default", lr=0.1, momentum=0.9)
     for _ in range(2):
         assert float(plan.step(images, labels, SGD(lr=0.1, momentum=0.9, nesterov=True))) == pytest.approx(
-            twin(), rel=5e-5
+            float(twin()), rel=5e-5
         )
     for name, value in plan.parameters.items():
         parameter = twin.net.parameter(name)

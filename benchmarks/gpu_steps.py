@@ -1,0 +1,259 @@
+"""Training steps on a GPU, ours and PyTorch's, in each way that they can be launched; all take turns.
+
+Ours: "captured", as a training runs them, the batch sent anew each time; "eager", each kernel launched from Python;
+"resident", the CUDA graph alone on the batch that is there. PyTorch's batch is always there: compare "resident" with it
+for the kernels, and "captured" to see what ours pays for its batches.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import product
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from contenders import Clock, DevicePeak, event_clock, torch_clock
+from measure import LAYOUTS, step_flops
+from step_cases import OPTIMISER, StepCase
+
+from icnn.command import text_table
+from minicnn import Plan
+from minicnn.kernels import BackendError, get_backend
+
+LAUNCHES = ("eager", "graph")  # of PyTorch, besides torch.compile
+ROUNDS, TURN = 25, 0.01  # turns of each variant, and least seconds of one: shorter steps are repeated
+WARM = 3  # steps before the clock starts: PyTorch's compiled graphs are recorded in the second or third
+
+
+class Variant(NamedTuple):
+    """A way to run a training step.
+
+    Attributes
+    ----------
+    name : str
+    call : callable
+        Asks for one step, without waiting for it.
+    clock : callable
+        Seconds of a call that it repeats so many times.
+    context : callable
+        Makes the context manager in which `call` and `clock` must run.
+    """
+
+    name: str
+    call: Callable[[], object]
+    clock: Clock
+    context: Callable[[], AbstractContextManager] = nullcontext
+
+
+class TorchWay(NamedTuple):
+    """How PyTorch runs a step: memory layout, way of launching, and whether convolutions may round to TF32."""
+
+    layout: str
+    launch: str
+    tf32: bool
+
+    def __str__(self) -> str:
+        return f"torch {self.layout} {self.launch} {'tf32' if self.tf32 else 'fp32'}"
+
+
+TORCH_WAYS = [TorchWay(*way) for way in product(LAYOUTS, LAUNCHES, (True, False))]
+
+
+class Spread(NamedTuple):
+    """Milliseconds of a step: the median, and the tenth and ninetieth percentile."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Spread":
+        low, middle, high = 1e3 * np.percentile(seconds, [10, 50, 90])
+        return cls(float(middle), float(low), float(high))
+
+
+# ---- variants
+
+
+def own_variants(case: StepCase, names: Sequence[str] = ("captured", "eager", "resident")) -> Iterator[Variant]:
+    """Ours, one after the other.
+
+    Raises
+    ------
+    BackendError
+        If the device has too little memory for the batch.
+    """
+    kernels = get_backend("cupy")
+    images, labels = case.inputs()
+    clock = event_clock(kernels.cupy)
+    graph = case.graph()
+    for name in names:
+        plan = Plan(graph, case.batch, "cupy", hook=(lambda phase, node: None) if name == "eager" else None)
+
+        def step(plan: Plan = plan) -> None:
+            plan.step(images, labels, OPTIMISER)
+
+        step()  # compiles, and leaves the batch there
+        call = plan._step(case.batch, OPTIMISER) if name == "resident" else step
+        yield Variant(name, call, clock, lambda: kernels.threads(1))
+
+
+def first_values(case: StepCase) -> dict[str, np.ndarray]:
+    """The first parameters of `own_variants`."""
+    plan = Plan(case.graph(), 1, "numpy")
+    return {name: np.array(array) for name, array in plan.parameters.items()}
+
+
+def torch_variant(torch: ModuleType, case: StepCase, way: TorchWay, values: dict[str, np.ndarray]) -> Variant:
+    """PyTorch's step; whatever PyTorch raises where it cannot run it so."""
+    from torch_twin import TorchStep, tensor_cores
+
+    def context() -> AbstractContextManager:
+        return tensor_cores(way.tf32)
+
+    compiled = "reduce-overhead" if way.launch == "compiled" else False
+    if compiled:
+        torch.compiler.reset()
+    with context():
+        step = TorchStep(case.graph(), values, *case.inputs(), way.layout, compiled, device="cuda")
+        call = step.captured() if way.launch == "graph" else step
+        call()
+    return Variant(str(way), call, torch_clock(torch), context)
+
+
+# ---- measuring
+
+
+def measure_in_turn(
+    variants: Sequence[Variant],
+    rounds: int = ROUNDS,
+    least: float = TURN,
+    left: Callable[[], float] = lambda: math.inf,
+) -> dict[str, Spread]:
+    """Every variant's turn, `rounds` times, or, from the third on, until `left` says that no seconds are left."""
+    repeats, seconds = {}, defaultdict(list)
+    for variant in variants:
+        with variant.context():
+            for _ in range(WARM):
+                variant.call()
+            repeats[variant.name] = max(1, round(least / max(variant.clock(variant.call, 1), 1e-6)))
+    for number in range(rounds):
+        if number >= 3 and left() <= 0:
+            break
+        for variant in variants:
+            with variant.context():
+                variant.call()
+                seconds[variant.name].append(variant.clock(variant.call, repeats[variant.name]))
+    return {name: Spread.of(values) for name, values in seconds.items()}
+
+
+class Measured(NamedTuple):
+    """Spreads by variant, and why others could not be measured."""
+
+    spreads: dict[str, Spread]
+    lacking: dict[str, str]
+
+
+def measure_own(case: StepCase, rounds: int = ROUNDS, left: Callable[[], float] = lambda: math.inf) -> Measured:
+    """Ours in all ways, taking turns."""
+    try:
+        return Measured(measure_in_turn(list(own_variants(case)), rounds, left=left), {})
+    except BackendError as error:
+        return Measured({}, {"ours": str(error)})
+
+
+def measure_beside_torch(
+    torch: ModuleType,
+    case: StepCase,
+    ways: Sequence[TorchWay],
+    rounds: int = ROUNDS,
+    left: Callable[[], float] = lambda: math.inf,
+) -> Measured:
+    """Ours and PyTorch's ways, taking turns; what cannot be made, or not before `left` has ended, is said."""
+    lacking: dict[str, str] = {}
+    try:
+        variants = list(own_variants(case, ("captured", "resident")))
+    except BackendError as error:
+        variants, lacking = [], {"ours": str(error)}
+    values = first_values(case)
+    for way in ways:
+        if left() <= 0:
+            lacking[str(way)] = "no time was left"
+            continue
+        try:
+            variants.append(torch_variant(torch, case, way, values))
+        except Exception as error:  # out of memory, a compiler that is missing, a capture that is refused
+            lacking[str(way)] = one_line(error)
+    return Measured(measure_in_turn(variants, rounds, left=left), lacking)
+
+
+def better_layout(spreads: dict[str, Spread]) -> str:
+    """PyTorch's layout with the fastest step."""
+    best = min((spread.median, name) for name, spread in spreads.items() if name.startswith("torch "))
+    return best[1].split()[1]
+
+
+def compiled_ways(spreads: dict[str, Spread]) -> list[TorchWay]:
+    """``torch.compile`` for the layout that was the better one without."""
+    if not any(name.startswith("torch ") for name in spreads):
+        return []
+    return [TorchWay(better_layout(spreads), "compiled", tf32) for tf32 in (True, False)]
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without line breaks."""
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# ---- the rows of step_bench
+
+
+def gpu_row(case: StepCase, peak: DevicePeak, torch: ModuleType | None, compiled: bool, rounds: int) -> dict[str, Any]:
+    """A row of step_bench's file, with every variant's spread.
+
+    PyTorch, which must have a GPU or be None, has TF32 on in its columns, as by default; `variants` has it off, too.
+    """
+    spreads, lacking = measure_own(case, rounds)
+    if torch and spreads:
+        beside = measure_beside_torch(torch, case, TORCH_WAYS, rounds)
+        spreads, lacking = spreads | beside.spreads, lacking | beside.lacking  # ours from the turns beside PyTorch
+        if compiled:
+            more = measure_beside_torch(torch, case, compiled_ways(spreads), rounds)
+            spreads, lacking = more.spreads | spreads, lacking | more.lacking
+    ms = spreads["captured"].median if "captured" in spreads else None
+    default, channels_last = (fastest(spreads, layout) for layout in LAYOUTS)
+    return {
+        "labels": case.labels,
+        "size": case.size,
+        "batch": case.batch,
+        "threads": None,
+        "ms": ms,
+        "share_of_peak": ms and step_flops(case.graph(), case.batch) / ms * 1e-6 / peak.gflops(1),
+        "torch_default_ms": default,
+        "torch_channels_last_ms": channels_last,
+        "ratio_default": ms and default and default / ms,
+        "ratio_channels_last": ms and channels_last and channels_last / ms,
+        "variants": {name: spread._asdict() for name, spread in spreads.items()},
+        "lacking": lacking,
+    }
+
+
+def fastest(spreads: dict[str, Spread], layout: str, precision: str = "tf32") -> float | None:
+    """ms of PyTorch's fastest way in a layout and a precision; None if none was measured."""
+    times = [
+        spread.median
+        for name, spread in spreads.items()
+        if name.startswith(f"torch {layout} ") and name.endswith(precision)
+    ]
+    return min(times, default=None)
+
+
+def format_spreads(case: StepCase, spreads: dict[str, Spread], lacking: dict[str, str]) -> str:
+    """A table of one case's variants, the fastest first, and what is lacking."""
+    order = sorted(spreads.items(), key=lambda item: item[1].median)
+    lines = [(str(case), "ms", "p10", "p90")]
+    lines += [(name, *(f"{value:.3f}" for value in spread)) for name, spread in order]
+    return "\n".join([text_table(lines, 1), *(f"{name}: not measured: {why}" for name, why in lacking.items())])

@@ -1,0 +1,34 @@
+"""Which training steps are timed: the networks by their form, batch sizes, and the update."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from icnn.network import icnn_graph
+from minicnn import SGD
+from minicnn.graph import Graph
+
+KINDS = ((9, 64), (2, 64), (4, 80))  # labels and side of the five networks' inputs
+CPU_BATCHES, GPU_BATCHES = [1, 10, 64], [1, 10, 64, 256]
+OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)
+
+
+class StepCase(NamedTuple):
+    """A network by its labels and input side, with a batch size."""
+
+    labels: int
+    size: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.labels} labels, {self.size} px, batch {self.batch}"
+
+    def graph(self) -> Graph:
+        """The network of the paper."""
+        return icnn_graph(self.labels, self.size)
+
+    def inputs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images (N, 3, S, S) float32 and labels (N, S, S)."""
+        rng = np.random.default_rng(0)
+        images = rng.standard_normal((self.batch, 3, self.size, self.size)).astype(np.float32)
+        return images, rng.integers(0, self.labels, (self.batch, self.size, self.size))
