@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from measure import existing_folder, positive
 
-from icnn.appearance import LUMA, through_jpeg
-from icnn.augment import Draw, warp
-from icnn.command import Signals, run
-from icnn.dataset import SPLITS, Face, SmithFolder
-from icnn.evaluation import Evaluation, evaluate
-from icnn.localise import part_centres
-from icnn.metrics import MEASURES, bootstrap, f_measures
-from icnn.pipeline import load_pipeline
-from icnn.runs import write_json
-from icnn.stored import SHIPPED
+from icnn.cli import Signals, run
+from icnn.data.augment import Draw
+from icnn.data.folder import SPLITS, Face, SmithFolder
+from icnn.data.photometric import LUMA, through_jpeg
+from icnn.data.resample import warp
+from icnn.evaluate.metrics import MEASURES, bootstrap, f_measures
+from icnn.evaluate.scoring import Evaluation, evaluate
+from icnn.model.centres import part_centres
+from icnn.model.pipeline import load_pipeline
+from icnn.model.weights import SHIPPED
+from icnn.train.run_folder import write_json
 from minicnn.kernels import choose_backend
 
 DESCRIPTION = (

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from measure import convolution_flops
 
-from icnn.network import icnn_graph
-from icnn.parts import NETWORKS
+from icnn.model.network import icnn_graph
+from icnn.stages import NETWORKS
 from minicnn.kernels import get_backend
 from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient

@@ -28,7 +28,7 @@ from machine_code import ToolMissing
 from measure import LAYOUTS, Peak, find_torch, machine, result_file, thread_counts, write_figures
 from model_table import NOTE, format_model, format_steps, model_rows
 
-from icnn.command import Parser, positive, progress, run, text_table
+from icnn.cli import Parser, positive, progress, run, text_table
 from icnn.errors import InputError
 from minicnn.kernels import choose_backend, get_backend
 from minicnn.kernels.host import cores

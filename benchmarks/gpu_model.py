@@ -1,8 +1,8 @@
 """A model of the GPU's convolutions for where there is no GPU: what their machine code must issue, and in what time.
 
-Instructions are those of the instance that `gpu_tiles` chooses, as the compiler wrote them, times how often each loop
-of the source runs. What may hide behind other warps is free in this model: latencies, and the bandwidth of shared
-memory and of the caches. So its times are bounds, not predictions; nothing here has been compared with a GPU.
+Instructions are those of the instance that `minicnn.kernels.cuda.tiles` chooses, as the compiler wrote them, times how
+often each loop of the source runs. What may hide behind other warps is free in this model: latencies, and the bandwidth
+of shared memory and of the caches. So its times are bounds, not predictions; nothing here has been compared with a GPU.
 """
 
 import math
@@ -17,7 +17,7 @@ from machine_code import Binary, Instruction, MachineLoop, Resources, ToolMissin
 from measure import convolution_flops
 
 from minicnn.graph import Graph
-from minicnn.kernels.gpu_tiles import OPTIONS, WARP, Loop, Tile, correlation_tile, source, weight_gradient_tile
+from minicnn.kernels.cuda.tiles import OPTIONS, WARP, Loop, Tile, correlation_tile, source, weight_gradient_tile
 from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 from minicnn.schedule import Schedule
@@ -227,7 +227,7 @@ class Estimate(NamedTuple):
 def pixels_share(tile: Tile, batch: int, size: int) -> float:
     """Pixels of all planes over those that all tiles cover."""
     sizes = sizes_of(tile)
-    if tile.file == "weight_gradient.cu":
+    if tile.file == "conv_weights.cu":
         _, _, rows, columns, _ = tile.geometry
         covered = math.ceil(size / rows) * rows * math.ceil(size / columns) * columns * batch
     else:

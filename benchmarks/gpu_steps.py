@@ -18,7 +18,7 @@ from contenders import Clock, DevicePeak, event_clock, torch_clock
 from measure import LAYOUTS, step_flops
 from step_cases import OPTIMISER, StepCase
 
-from icnn.command import text_table
+from icnn.cli import text_table
 from minicnn import Plan
 from minicnn.kernels import BackendError, get_backend
 

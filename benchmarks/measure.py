@@ -20,13 +20,13 @@ from numba.extending import intrinsic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's packages, installed or not
 
-from icnn.command import Parser, existing_folder, positive, text_table
+from icnn.cli import Parser, existing_folder, positive, text_table
 from minicnn.checkpoint import atomic_path
 from minicnn.graph import Graph
 from minicnn.kernels import get_backend
+from minicnn.kernels.cpu.compile import VECTOR_BYTES
+from minicnn.kernels.cpu.tiles import lanes
 from minicnn.kernels.host import cores
-from minicnn.kernels.jit import VECTOR_BYTES
-from minicnn.kernels.simd import lanes
 from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from gpu_model import DEVICES, Geometry, Programs, tile_of
 
-from icnn.command import text_table
-from icnn.network import icnn_graph
-from icnn.parts import NETWORKS
+from icnn.cli import text_table
+from icnn.model.network import icnn_graph
+from icnn.stages import NETWORKS
 from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 from minicnn.plan import Plan

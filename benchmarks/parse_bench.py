@@ -31,13 +31,13 @@ from measure import (
     write_figures,
 )
 
-from icnn.command import Parser, existing_folder, progress, run, text_table
-from icnn.dataset import SmithFolder
-from icnn.export import to_onnx
-from icnn.parts import NETWORKS, PATCHES
-from icnn.pipeline import Predict, load_pipeline, predictor
-from icnn.stored import SHIPPED, read_network
-from icnn.synthetic import synthetic_faces
+from icnn.cli import Parser, existing_folder, progress, run, text_table
+from icnn.data.folder import SmithFolder
+from icnn.export.writer import to_onnx
+from icnn.model.pipeline import Predict, load_pipeline, predictor
+from icnn.model.weights import SHIPPED, read_network
+from icnn.stages import NETWORKS, PATCHES
+from icnn.synthetic.faces import synthetic_faces
 from minicnn import Graph, Plan
 from minicnn.kernels import get_backend
 

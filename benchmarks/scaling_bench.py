@@ -18,18 +18,18 @@ from statistics import median
 import numpy as np
 from measure import Goal, format_goals, machine, result_file, write_figures
 
-from icnn.batches import Batches, samples_of
-from icnn.command import Parser, existing_folder, positive, progress, run, text_table
+from icnn.cli import Parser, existing_folder, positive, progress, run, text_table
 from icnn.config import load_config
-from icnn.dataset import SmithFolder
+from icnn.data.folder import SmithFolder
 from icnn.errors import InputError
-from icnn.network import icnn_graph
-from icnn.parts import NETWORKS
-from icnn.synthetic import synthetic_faces
-from icnn.training import own_shards
+from icnn.model.network import icnn_graph
+from icnn.stages import NETWORKS
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.batches import Batches, samples_of
+from icnn.train.trainer import own_shards
 from minicnn import SGD, Plan
+from minicnn.distributed import join, sharded_step
 from minicnn.kernels.host import cores
-from minicnn.team import join, sharded_step
 
 FACES = 20  # synthetic ones, unless --data
 OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)

@@ -39,14 +39,14 @@ from measure import (
 )
 from step_cases import CPU_BATCHES, GPU_BATCHES, KINDS, OPTIMISER, StepCase
 
-from icnn.batches import Batches, samples_of
-from icnn.command import Parser, existing_folder, progress, run, text_table
+from icnn.cli import Parser, existing_folder, progress, run, text_table
 from icnn.config import load_config
-from icnn.dataset import SmithFolder
+from icnn.data.folder import SmithFolder
 from icnn.errors import InputError
-from icnn.network import icnn_graph
-from icnn.parts import NETWORKS
-from icnn.synthetic import synthetic_faces
+from icnn.model.network import icnn_graph
+from icnn.stages import NETWORKS
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.batches import Batches, samples_of
 from minicnn import Plan
 from minicnn.kernels import choose_backend, get_backend
 
@@ -179,7 +179,7 @@ def busy_ratio(rounds: int) -> float:
 
 _FIRST_STEP = """
 import numpy as np
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import SGD, Plan
 plan = Plan(icnn_graph(9, 64), 10, "numba")
 plan.step(np.zeros((10, 3, 64, 64), np.float32), np.zeros((10, 64, 64), int), SGD(lr=0.01, momentum=0.9))

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import SGD
 from minicnn.graph import Graph
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from icnn.pictures import overlay
-from icnn.pipeline import load_pipeline
-from icnn.synthetic import synthetic_faces
+from icnn.data.overlay import overlay
+from icnn.model.pipeline import load_pipeline
+from icnn.synthetic.faces import synthetic_faces
 
 HERE = Path(__file__).parent
 COLUMNS = 7

@@ -7,7 +7,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from icnn.parser import FaceParser
+    from icnn.parse.parser import FaceParser
 
 __all__ = ["FaceParser"]
 
@@ -16,6 +16,6 @@ def __getattr__(name: str):
     """`FaceParser` is imported when it is first asked for: the networks' compiler takes a while to load."""
     if name != "FaceParser":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from icnn.parser import FaceParser
+    from icnn.parse.parser import FaceParser
 
     return FaceParser

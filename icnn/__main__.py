@@ -3,7 +3,7 @@
 import sys
 from importlib import import_module
 
-from icnn.command import run
+from icnn.cli import run
 
 COMMANDS = {
     "parse": "label the faces of photographs and folders",
@@ -29,7 +29,7 @@ def main() -> None:
 
         print(f"icnn {version('icnn')}")
     elif name in COMMANDS:
-        run(import_module(f"icnn.{name}").main, f"icnn.{name}", arguments)
+        run(import_module(f"icnn.{name}.__main__").main, f"icnn.{name}", arguments)
     else:
         print(f"icnn: expected a command of {', '.join(COMMANDS)}, got {name!r}; see icnn --help", file=sys.stderr)
         raise SystemExit(2)

@@ -8,17 +8,16 @@ A setting has one dotted name, for example ``train.lr``. Any of ``train.*`` and
 import difflib
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from icnn.errors import InputError
-from icnn.parts import NETWORKS
+from icnn.stages import NETWORKS
 
 
 @dataclass(frozen=True)
 class Network:
-    """Which of `icnn.network.PRESETS` is built."""
+    """Which of `icnn.model.network.PRESETS` is built."""
 
     preset: str = "paper"
 
@@ -58,7 +57,7 @@ class Augment:
     shear: float = 0.0  # pixels along a row for each row, either way
     mirror: float = 0.0  # share of the inputs that are mirrored; left and right swap in stage 1
     draw: str = "input"  # or "batch": one draw for all images of a mini-batch
-    # What follows changes colours; see `icnn.appearance`.
+    # What follows changes colours; see `icnn.data.photometric`.
     gamma: float = 0.0  # logarithm of the tone curve's exponent, either way
     saturation: tuple[float, float] = (1.0, 1.0)
     grey: float = 0.0  # share of the inputs without colours
@@ -181,29 +180,43 @@ _RANGES = {
 }
 
 
+_RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    return sorted(path.stem for path in _RECIPES.glob("*.toml"))
+
+
 #: What `tomllib` raises; not all of it, as for numbers of thousands of digits or very deep lists, is its own error.
 _NO_TOML = ValueError, RecursionError
 
 
 def load_config(path: str | Path | None = None, assignments: list[str] | None = None) -> Config:
-    """Read settings from a TOML file (default: the quick recipe in the package), then apply KEY=VALUE texts.
+    """Read settings from a recipe or a TOML file, then apply KEY=VALUE texts.
 
     A KEY=VALUE of a general key also replaces what the file says for single networks.
+
+    Parameters
+    ----------
+    path : str or path, optional
+        Name of a recipe in the package (`recipes`), or a TOML file; default: the recipe "default".
+    assignments : list of str, optional
+        Each "KEY=VALUE".
 
     Raises
     ------
     InputError
         For a file that cannot be read, an unknown key, or a value of the wrong type or range.
     """
-    if path is None:
-        source, text = "quick.toml", resources.files("icnn").joinpath("quick.toml").read_text()
-    else:
-        source = str(path)
-        try:
-            text = Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not a text file"
-            raise InputError(f"{path}: expected a TOML file, but {reason}") from None
+    source = str(path or "default")
+    file = _RECIPES / f"{source}.toml" if source in recipes() else Path(source)
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        names = ", ".join(recipes())
+        raise InputError(f"{source}: expected a TOML file or one of {names}, but {reason}") from None
     try:
         tree = tomllib.loads(text)
     except _NO_TOML as error:

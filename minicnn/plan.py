@@ -406,7 +406,7 @@ class Plan:
         self._done = "backward"  # what it read may be overwritten: shared buffers
 
     def sum_gradients(self, team) -> None:
-        """Replace the gradients, in every process of a team (`minicnn.team`), by the sum of all."""
+        """Replace the gradients, in every process of a team (`minicnn.distributed`), by the sum of all."""
         self._kernels.summing(team)(self.flat_gradients)
 
     def update(self, optimiser: SGD) -> None:

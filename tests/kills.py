@@ -21,11 +21,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from icnn.command import run
+from icnn.cli import run
 from icnn.config import load_config
-from icnn.parts import NETWORKS
-from icnn.runs import Run
-from icnn.train import main as train
+from icnn.stages import NETWORKS
+from icnn.train.__main__ import main as train
+from icnn.train.run_folder import Run
 from minicnn.checkpoint import load_tensors
 
 #: As small as a training can be that goes through everything; half of its time is spent on writing.

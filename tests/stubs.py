@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from icnn.dataset import Face
-from icnn.localise import part_centres
-from icnn.parts import NETWORKS, STAGE2
-from icnn.pipeline import Pipeline
+from icnn.data.folder import Face
+from icnn.model.centres import part_centres
+from icnn.model.pipeline import Pipeline
+from icnn.stages import NETWORKS, STAGE2
 
 
 class Listener:

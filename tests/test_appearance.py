@@ -5,11 +5,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from icnn.appearance import Appearance, Occluder
-from icnn.augment import Draw
-from icnn.batches import Batches, make_sample, samples_of
 from icnn.config import Augment, Train
-from icnn.synthetic import synthetic_faces
+from icnn.data.augment import Draw
+from icnn.data.photometric import Appearance, Occluder
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.batches import Batches, make_sample, samples_of
 
 SIZE = 32
 PLAIN = Appearance(1.0, 1.0, np.zeros(2), 0.0, 0.0, 0, None)

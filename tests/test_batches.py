@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from stubs import Listener
 
-from icnn.augment import Draw
-from icnn.batches import Batches, generator, make_sample, samples_of, validation_batch
+from icnn.classes import MIRRORED
 from icnn.config import Augment, Train
-from icnn.dataset import Face
+from icnn.data.augment import Draw
+from icnn.data.folder import Face
 from icnn.errors import InputError
-from icnn.localise import cut_patch, part_centres, patch_origin
-from icnn.palette import MIRRORED
-from icnn.parts import NETWORKS, PATCHES
-from icnn.pipeline import Pipeline
+from icnn.model.centres import part_centres
+from icnn.model.patches import cut_patch, patch_origin
+from icnn.model.pipeline import Pipeline
+from icnn.stages import NETWORKS, PATCHES
+from icnn.train.batches import Batches, generator, make_sample, samples_of, validation_batch
 
 TRAIN = Train(batch=4)
 #: id -> left, top, width, height in a face of 120 x 150 pixels; odd sides, so that centres are whole pixels.

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from icnn.dataset import write_face, write_split
-from icnn.localise import part_centres
-from icnn.metrics import MEASURES
-from icnn.network import icnn_graph
-from icnn.parts import NETWORKS
-from icnn.synthetic import synthetic_faces
+from icnn.data.folder import write_face, write_split
+from icnn.evaluate.metrics import MEASURES
+from icnn.model.centres import part_centres
+from icnn.model.network import icnn_graph
+from icnn.stages import NETWORKS
+from icnn.synthetic.faces import synthetic_faces
 from minicnn import Plan
 
 ROOT = Path(__file__).parents[1]
@@ -160,7 +160,7 @@ def test_a_steps_operations_are_those_of_its_real_channels(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from measure import step_flops
 
-    from icnn.network import icnn_graph
+    from icnn.model.network import icnn_graph
 
     assert step_flops(icnn_graph(9, 64), 10) == pytest.approx(19.09e9, rel=1e-3)
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import SGD, Plan
 from minicnn.checkpoint import CheckpointError, atomic_path, load_tensors, save_tensors
 

@@ -1,6 +1,5 @@
 """Do the commands do what --help says, and answer every mistake with one line and exit code 2?"""
 
-import importlib
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,10 @@ import pytest
 from PIL import Image
 
 import icnn.__main__
-import icnn.evaluate
-import icnn.synthetic
-import icnn.train
-from icnn.command import run
-from icnn.metrics import MEASURES
-from icnn.parts import NETWORKS
+import icnn.synthetic.__main__
+from icnn.cli import run
+from icnn.evaluate.metrics import MEASURES
+from icnn.stages import NETWORKS
 from minicnn.checkpoint import load_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +36,8 @@ TINY = [
 def call(command, arguments, capsys):
     """Run a command in this process: exit code, stdout, stderr."""
     with pytest.raises(SystemExit) as stopped:
-        run(command.main, command.__name__, [str(argument) for argument in arguments])
+        main = import_module(f"icnn.{command}.__main__").main
+        run(main, f"icnn.{command}", [str(argument) for argument in arguments])
     output = capsys.readouterr()
     return stopped.value.code or 0, output.out, output.err
 
@@ -57,7 +56,7 @@ def helen(tmp_path_factory):
     """A small folder in the layout of Smith et al."""
     folder = tmp_path_factory.mktemp("faces") / "helen"
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.synthetic.main, "icnn.synthetic", ["--out", str(folder), "--count", "20", "--seed", "1"])
+        run(icnn.synthetic.__main__.main, "icnn.synthetic", ["--out", str(folder), "--count", "20", "--seed", "1"])
     assert not stopped.value.code
     return folder
 
@@ -124,21 +123,21 @@ def test_training_prints_the_table_and_says_which_backend_and_why(printed):
 
 def test_training_and_evaluation_on_a_folder_give_the_same_figures(tmp_path, helen, capsys):
     folder, file = tmp_path / "run", tmp_path / "figures.json"
-    assert call(icnn.train, ["--data", helen, "--out", folder, *TINY, "--set", "evaluate.split=tuning"], capsys)[0] == 0
+    assert call("train", ["--data", helen, "--out", folder, *TINY, "--set", "evaluate.split=tuning"], capsys)[0] == 0
     check_schema(json.loads((folder / "evaluation.json").read_text()), "tuning", 2)
-    code, _, _ = call(icnn.train, ["--resume", folder, "--final", "--backend", "numba"], capsys)
+    code, _, _ = call("train", ["--resume", folder, "--final", "--backend", "numba"], capsys)
     assert code == 0
     final = json.loads((folder / "evaluation.json").read_text())
     check_schema(final, "testing", 2)
     for weights in (folder, folder / "weights"):
         arguments = ["--data", helen, "--weights", weights, "--backend", "numba", "--json", file]
-        code, out, _ = call(icnn.evaluate, arguments, capsys)
+        code, out, _ = call("evaluate", arguments, capsys)
         assert code == 0 and "ground-truth centres" in out
         assert json.loads(file.read_text()) == final
 
 
 def test_another_seed_gives_other_weights(tmp_path, trained, capsys):
-    call(icnn.train, ["--out", tmp_path / "other", *TINY, "--set", "seed=1"], capsys)
+    call("train", ["--out", tmp_path / "other", *TINY, "--set", "seed=1"], capsys)
     files = [folder / "weights" / "nose.safetensors" for folder in (trained, tmp_path / "other")]
     first, other = (load_tensors(file)[0]["output/conv/weight"] for file in files)
     assert not np.array_equal(first, other)
@@ -148,7 +147,7 @@ def test_another_seed_gives_other_weights(tmp_path, trained, capsys):
 def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, number, capsys):
     settings = [*TINY, "--set", "train.steps=12", "--set", "train.validate_every=3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert call(icnn.train, ["--out", whole, *settings], capsys)[0] == 0
+    assert call("train", ["--out", whole, *settings], capsys)[0] == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "icnn.train", "--out", str(broken), *settings],
         cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -161,7 +160,7 @@ def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, 
     assert process.returncode == 128 + number
     assert err == f"icnn.train: stopped by {signal.Signals(number).name}\n"
     assert not (broken / "evaluation.json").exists()
-    assert call(icnn.train, ["--resume", broken, "--backend", "numba"], capsys)[0] == 0
+    assert call("train", ["--resume", broken, "--backend", "numba"], capsys)[0] == 0
     for name in NETWORKS:
         expected, actual = (load_tensors(folder / "weights" / f"{name}.safetensors") for folder in (whole, broken))
         assert expected[1] == actual[1]
@@ -173,7 +172,7 @@ def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, 
 def test_a_loss_that_becomes_nan_exits_with_3_and_keeps_the_state(tmp_path, capsys):
     with np.errstate(all="ignore"):
         code, _, err = call(
-            icnn.train,
+            "train",
             ["--out", tmp_path / "run", *TINY, "--set", "train.lr=1e38", "--set", "train.steps=20"],
             capsys,
         )
@@ -185,7 +184,7 @@ def test_a_loss_that_becomes_nan_exits_with_3_and_keeps_the_state(tmp_path, caps
 def test_a_run_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep")
-    refused(icnn.train, ["--out", tmp_path / "run", *TINY], capsys, tmp_path / "run", "--resume")
+    refused("train", ["--out", tmp_path / "run", *TINY], capsys, tmp_path / "run", "--resume")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
@@ -210,7 +209,7 @@ def test_a_run_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, caps
 def test_mistakes_in_training_are_refused(arguments, words, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     out = [] if "--resume" in arguments else ["--out", tmp_path / "run"]
-    refused(icnn.train, [*arguments, *out], capsys, *words)
+    refused("train", [*arguments, *out], capsys, *words)
 
 
 @pytest.mark.parametrize(
@@ -231,16 +230,16 @@ def test_damaged_weights_are_named(tmp_path, trained, helen, capsys, damage, wor
     for name in NETWORKS:
         (weights / f"{name}.safetensors").write_bytes((trained / "weights" / f"{name}.safetensors").read_bytes())
     damage(weights / "stage1.safetensors")
-    refused(icnn.evaluate, ["--data", helen, "--weights", weights, "--backend", "numba"], capsys, word)
+    refused("evaluate", ["--data", helen, "--weights", weights, "--backend", "numba"], capsys, word)
 
 
 def test_mistakes_in_evaluation_are_refused(tmp_path, trained, helen, capsys):
-    refused(icnn.evaluate, ["--weights", trained], capsys, "--data")
-    refused(icnn.evaluate, ["--data", helen, "--weights", tmp_path / "none"], capsys, tmp_path / "none")
-    refused(icnn.evaluate, ["--data", helen, "--weights", trained, "--split", "test"], capsys, "testing")
+    refused("evaluate", ["--weights", trained], capsys, "--data")
+    refused("evaluate", ["--data", helen, "--weights", tmp_path / "none"], capsys, tmp_path / "none")
+    refused("evaluate", ["--data", helen, "--weights", trained, "--split", "test"], capsys, "testing")
     target = tmp_path / "absent" / "figures.json"
     refused(
-        icnn.evaluate,
+        "evaluate",
         ["--data", helen, "--weights", trained, "--backend", "numba", "--json", target],
         capsys,
         "absent",
@@ -253,7 +252,7 @@ def test_a_bad_photograph_stops_a_training_before_it_starts_and_is_named(tmp_pat
     name = (folder / "exemplars.txt").read_text().split(",")[1].split()[0]
     photograph = folder / "images" / f"{name}.jpg"
     photograph.write_bytes(photograph.read_bytes()[:500])
-    refused(icnn.train, ["--data", folder, "--out", tmp_path / "run", *TINY], capsys, photograph)
+    refused("train", ["--data", folder, "--out", tmp_path / "run", *TINY], capsys, photograph)
     assert not (tmp_path / "run").exists(), "the same command must work once the photograph is mended"
 
 
@@ -265,7 +264,7 @@ def test_a_part_absent_from_all_faces_is_refused_before_training_and_a_warning_n
         with Image.open(path) as image:
             blank = Image.new("L", image.size)
         blank.save(path)
-    code, _, err = call(icnn.train, ["--data", folder, "--out", tmp_path / "run", *TINY], capsys)
+    code, _, err = call("train", ["--data", folder, "--out", tmp_path / "run", *TINY], capsys)
     lines = err.splitlines()
     assert code == 2
     assert "nose" in lines[-1] and not lines[-1].startswith("Traceback")
@@ -275,10 +274,9 @@ def test_a_part_absent_from_all_faces_is_refused_before_training_and_a_warning_n
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "synthetic", "convert"])
 def test_help_names_every_option(command, capsys):
-    module = importlib.import_module(f"icnn.{command}")
-    code, out, _ = call(module, ["--help"], capsys)
+    code, out, _ = call(command, ["--help"], capsys)
     assert code == 0
-    source = Path(str(module.__file__)).read_text()
+    source = (ROOT / "icnn" / command / "__main__.py").read_text()
     for option in set(re.findall(r'"(--[a-z]+)"', source)):
         assert option in out
 

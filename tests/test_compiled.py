@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import SGD, Plan
 from minicnn.gradcheck import relative_error
 from minicnn.kernels import SIGNATURES, get_backend
-from minicnn.kernels.planes import HaloMemory, halo_of, planes
+from minicnn.kernels.cpu.layout import HaloMemory, halo_of, planes
 
 ROOT = Path(__file__).parents[1]
 STEPS = int(os.environ.get("ICNN_STEPS", "1000"))  # of the test of memory
@@ -134,7 +134,7 @@ def test_the_zeros_around_planes_stay_zeros(rng):
 _FORWARD_ONLY = """
 from pathlib import Path
 import numpy as np
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import Plan
 
 def resident():
@@ -260,7 +260,7 @@ def test_images_that_are_not_finite_give_a_loss_that_is_not(rng, value):
 
 _CONVOLVE = """
 import numpy as np
-from minicnn.kernels import get_backend, jit
+from minicnn.kernels import get_backend; from minicnn.kernels.cpu import compile as jit
 ours, reference = get_backend("numba"), get_backend("numpy")
 rng = np.random.default_rng(0)
 for sizes in ({"N": 2, "C": 3, "O": 8, "K": 5, "H": 16, "W": 16}, {"N": 1, "C": 9, "O": 20, "K": 3, "H": 5, "W": 7}):
@@ -283,7 +283,7 @@ print(jit.VECTORS, jit.VECTOR_BYTES)
 
 
 _CHOOSE = """
-from icnn.command import run
+from icnn.cli import run
 from minicnn.kernels import choose_backend
 run(lambda _: choose_backend("numba"), "x")
 """
@@ -308,7 +308,7 @@ def test_vectors_that_the_cpu_lacks_are_one_clear_error(features):
 
 _TANH = """
 import numpy as np
-from icnn.command import compilation_announced
+from icnn.cli import compilation_announced
 from minicnn.kernels import get_backend
 x = np.ones((1, 1, 1, 1))
 with compilation_announced():
@@ -340,8 +340,8 @@ import time
 from pathlib import Path
 import numpy as np
 from numba.core.caching import IndexDataCacheFile
-from minicnn.kernels.cache import _InTurn
-from minicnn.kernels.jit import kernel
+from minicnn.kernels.cpu.cache import _InTurn
+from minicnn.kernels.cpu.compile import kernel
 
 def filling(value):
     @kernel("flat", tasks=None)
@@ -405,7 +405,7 @@ def test_compiled_kernels_of_other_sources_are_not_used(tmp_path):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert float(run_python(_TANH, tmp_path, **cache).stdout) == pytest.approx(np.tanh(1))
-    path = tmp_path / "minicnn" / "kernels" / "jit.py"
+    path = tmp_path / "minicnn" / "kernels" / "cpu" / "compile.py"
     source = path.read_text()
     path.write_text(source.replace("like(1.0, e) - like(2.0, e)", "like(3.0, e) - like(2.0, e)"))
     assert path.read_text() != source

@@ -2,7 +2,7 @@
 
 import pytest
 
-from icnn.config import Config, config_text, load_config, save_config
+from icnn.config import Config, config_text, load_config, recipes, save_config
 from icnn.errors import InputError
 
 
@@ -14,9 +14,9 @@ def write(tmp_path, text):
 
 def test_the_default_recipe_and_both_shipped_files_load():
     assert load_config().evaluate.split == "testing"
-    assert load_config("configs/helen.toml").evaluate.split == "tuning"
-    assert load_config("configs/paper.toml").network.preset == "paper"
-    released = load_config("configs/released.toml")
+    assert load_config("helen").evaluate.split == "tuning"
+    assert load_config("paper").network.preset == "paper"
+    released = load_config("released")
     assert released.network.preset == "released"
     assert released.train.momentum == 0.8
 
@@ -108,3 +108,15 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"binary\.toml"):
         load_config(tmp_path / "binary.toml")
+
+
+def test_a_recipe_is_named_or_a_file(tmp_path, monkeypatch):
+    """A file of the name of a recipe does not hide it: who means the file writes ./helen or helen.toml."""
+    assert recipes() == ["default", "helen", "paper", "released"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "helen").write_text("seed = 77\n")
+    assert load_config("helen").seed != 77 and load_config("./helen").seed == 77
+    with pytest.raises(
+        InputError, match=r"celeb: expected a TOML file or one of default, helen, paper, released, but "
+    ):
+        load_config("celeb")

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageDraw
 
-import icnn.convert
-import icnn.foreign
-from icnn.command import run
-from icnn.contours import draw_maps, polygons
-from icnn.dataset import SPLITS, SmithFolder
-from icnn.foreign import FORMATS
-from icnn.framing import as_seen, find_face, whole_shares
-from icnn.palette import COLOURS, MIRRORED, PARTS
+import icnn.convert.__main__
+import icnn.convert.formats
+from icnn.classes import COLOURS, MIRRORED, PARTS
+from icnn.cli import run
+from icnn.convert.contours import draw_maps, polygons
+from icnn.convert.formats import FORMATS
+from icnn.data.face_box import as_seen, find_face, whole_shares
+from icnn.data.folder import SPLITS, SmithFolder
 
 #: Ellipses in the middle of 256 x 256 pixels, ids 1..8: x, y, half axes, as large as the parts are in Helen.
 ELLIPSES = (
@@ -59,7 +59,7 @@ def save(path, pixels, **options):
 def call(capsys, *arguments):
     """Run the command in this process: exit code, stdout, lines of stderr."""
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.convert.main, "icnn.convert", [str(argument) for argument in arguments])
+        run(icnn.convert.__main__.main, "icnn.convert", [str(argument) for argument in arguments])
     output = capsys.readouterr()
     assert "Traceback" not in output.err
     return stopped.value.code or 0, output.out, output.err.splitlines()
@@ -677,8 +677,8 @@ def test_a_signal_stops_and_lists_what_is_there(lapa, tmp_path, capsys, monkeypa
             os.kill(os.getpid(), number)
         return read(path, *rest)
 
-    read = icnn.foreign._read_lapa
-    monkeypatch.setattr(icnn.foreign, "_read_lapa", interrupted)
+    read = icnn.convert.formats._read_lapa
+    monkeypatch.setattr(icnn.convert.formats, "_read_lapa", interrupted)
     code, out, err = call(capsys, "lapa", lapa, "--out", tmp_path / "out")
     assert code == 128 + number and not out
     assert err == [f"icnn.convert: stopped by {signal.Signals(number).name}"]
@@ -708,6 +708,6 @@ def test_the_same_source_gives_the_same_bytes(lapa, tmp_path, capsys):
 def test_help_names_every_option(capsys):
     code, out, _ = call(capsys, "--help")
     assert code == 0
-    source = Path(str(icnn.convert.__file__)).read_text()
+    source = Path(str(icnn.convert.__main__.__file__)).read_text()
     for option in {*re.findall(r'"(--[a-z]+)"', source), *FORMATS}:
         assert option in out

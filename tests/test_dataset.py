@@ -8,10 +8,10 @@ import pytest
 from photographs import fails, grey_ramp, photograph, rotated_jpeg
 from PIL import Image
 
-from icnn import dataset
-from icnn.dataset import DatasetWarning, Face, SmithFolder, find_helen, write_face, write_split
-from icnn.palette import PARTS
-from icnn.photograph import read_image
+from icnn.classes import PARTS
+from icnn.data import folder as dataset
+from icnn.data.folder import DatasetWarning, Face, SmithFolder, find_helen, write_face, write_split
+from icnn.data.images import read_image
 
 #: One column of pixels per part, left parts left of right ones; the order of the paper's ids 0..8.
 COLUMNS = (0, 2, 3, 6, 7, 9, 10, 11, 12)

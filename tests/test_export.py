@@ -6,15 +6,15 @@ import sys
 import numpy as np
 import pytest
 
-import icnn.export
-from icnn.augment import normalise
-from icnn.command import run
-from icnn.export import model_of, to_onnx
-from icnn.modulation import modulate, probabilities
-from icnn.network import PRESETS, icnn_graph
-from icnn.parts import NETWORKS
-from icnn.pipeline import load_pipeline
-from icnn.stored import SHIPPED
+import icnn.export.__main__
+from icnn.cli import run
+from icnn.data.resample import normalise
+from icnn.export.writer import model_of, to_onnx
+from icnn.model.modulation import modulate, probabilities
+from icnn.model.network import PRESETS, icnn_graph
+from icnn.model.pipeline import load_pipeline
+from icnn.model.weights import SHIPPED
+from icnn.stages import NETWORKS
 from minicnn import Graph, Plan
 from minicnn.layers import Conv2D, Input, Layer
 
@@ -89,7 +89,7 @@ def test_even_windows_are_padded_alike(window):
 def test_shipped_networks_say_what_they_are_and_label_alike(name, tmp_path, capsys):
     file = tmp_path / f"{name}.onnx"
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.export.main, "icnn.export", ["--onnx", str(file), "--network", name])
+        run(icnn.export.__main__.main, "icnn.export", ["--onnx", str(file), "--network", name])
     assert not stopped.value.code and name in capsys.readouterr().out
     model = onnx.load(file)
     about = {entry.key: entry.value for entry in model.metadata_props}
@@ -105,7 +105,7 @@ def test_shipped_networks_say_what_they_are_and_label_alike(name, tmp_path, caps
 
 def refused(capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.export.main, "icnn.export", list(map(str, arguments)))
+        run(icnn.export.__main__.main, "icnn.export", list(map(str, arguments)))
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and err.count("\n") == 1
     return err

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import icnn.train
-from icnn.batches import Batches
-from icnn.command import run
-from icnn.dataset import SmithFolder, write_face, write_split
-from icnn.runs import Run
-from icnn.synthetic import synthetic_faces
+import icnn.train.__main__
+from icnn.cli import run
+from icnn.data.folder import SmithFolder, write_face, write_split
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.batches import Batches
+from icnn.train.run_folder import Run
 from minicnn.checkpoint import load_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def photographs(tmp_path_factory):
 def train(capsys, *arguments):
     """Exit code and stderr of a training in this process."""
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.train.main, "icnn.train", [str(argument) for argument in arguments])
+        run(icnn.train.__main__.main, "icnn.train", [str(argument) for argument in arguments])
     return stopped.value.code or 0, capsys.readouterr().err
 
 
@@ -56,13 +56,13 @@ def test_a_full_disk_stops_with_one_line_and_the_training_goes_on_later(photogra
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train(capsys, "--data", photographs, "--out", whole, *TINY)[0] == 0
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    validate = icnn.training.Trainer._validate
+    validate = icnn.train.trainer.Trainer._validate
 
     def filled_up(self, speed):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
         validate(self, speed)
 
-    monkeypatch.setattr(icnn.training.Trainer, "_validate", filled_up)
+    monkeypatch.setattr(icnn.train.trainer.Trainer, "_validate", filled_up)
     try:
         code, errors = train(capsys, "--data", photographs, "--out", broken, *TINY)
     finally:
@@ -87,14 +87,14 @@ def test_a_folder_that_cannot_be_made_is_said_before_the_training(tmp_path, caps
 def test_photographs_that_vanish_during_a_training_are_not_missed(photographs, tmp_path, capsys, monkeypatch):
     """They are read once, at the start."""
     copy = shutil.copytree(photographs, tmp_path / "copy")
-    load_splits = icnn.train.load_splits
+    load_splits = icnn.train.__main__.load_splits
 
     def then_gone(config):
         splits = load_splits(config)
         shutil.rmtree(copy)
         return splits
 
-    monkeypatch.setattr(icnn.train, "load_splits", then_gone)
+    monkeypatch.setattr(icnn.train.__main__, "load_splits", then_gone)
     assert train(capsys, "--data", copy, "--out", tmp_path / "run", *TINY)[0] == 0
     monkeypatch.undo()
     code, errors = train(capsys, "--resume", tmp_path / "run")
@@ -142,7 +142,7 @@ def test_a_worker_that_dies_stops_the_training_and_leaves_a_state(photographs, t
 def launched(*arguments):
     """A training in a process of its own: exit code, stderr, and its greatest resident size in bytes."""
     program = (
-        "import re, sys; from icnn.command import run; from icnn.train import main\n"
+        "import re, sys; from icnn.cli import run; from icnn.train.__main__ import main\n"
         "try: run(main, 'icnn.train', sys.argv[1:])\n"
         "finally: print(re.search('VmHWM:\\\\s*(\\\\d+)', open('/proc/self/status').read())[1])"
     )

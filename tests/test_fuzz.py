@@ -22,17 +22,17 @@ from PIL import ExifTags, Image
 from stubs import oracle
 
 from icnn.config import load_config
-from icnn.dataset import SmithFolder, write_face, write_split
+from icnn.convert.formats import helen194, lapa
+from icnn.data.folder import SmithFolder, write_face, write_split
+from icnn.data.images import photograph_of, read_image
 from icnn.errors import InputError
-from icnn.foreign import helen194, lapa
-from icnn.parser import FaceParser
-from icnn.photograph import photograph_of, read_image
-from icnn.report import main as report
-from icnn.runs import Progress, Run
-from icnn.serve import make_app
-from icnn.stored import read_network
-from icnn.synthetic import synthetic_faces
-from icnn.watch import write_progress
+from icnn.model.weights import read_network
+from icnn.parse.parser import FaceParser
+from icnn.report.__main__ import main as report
+from icnn.serve.app import make_app
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.live import write_progress
+from icnn.train.run_folder import Progress, Run
 from minicnn import Plan
 from minicnn.checkpoint import CheckpointError, load_tensors, save_tensors
 
@@ -174,7 +174,7 @@ def test_uploads(client, name, changes, query):
 
 @pytest.fixture
 def client(monkeypatch):
-    monkeypatch.setattr("icnn.parser.load_pipeline", lambda *_: oracle())
+    monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
     return make_app(FaceParser(backend="numpy"), None, 200_000, 100_000).test_client()
 
 
@@ -191,7 +191,7 @@ def smith(tmp_path_factory):
 
 @fuzzed
 @given(st.data(), edits())
-@pytest.mark.filterwarnings("ignore::icnn.dataset.DatasetWarning")
+@pytest.mark.filterwarnings("ignore::icnn.data.folder.DatasetWarning")
 def test_folders_of_faces(smith, data, changes):
     root, files = smith
     path = data.draw(st.sampled_from([root / "exemplars.txt", *files]), label="file")
@@ -233,7 +233,7 @@ def test_other_data_sets(foreign, data, changes):
         path.write_bytes(files[path])
 
 
-RECIPES = [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.toml"))]
+RECIPES = [path.read_bytes() for path in sorted((ROOT / "icnn" / "recipes").glob("*.toml"))]
 
 
 @fuzzed

@@ -5,23 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icnn.augment import Draw, Letterbox, compose, labels_of, normalise, patch_matrix, warp
-from icnn.batches import Sample, make_sample
 from icnn.config import Augment
-from icnn.dataset import Face
-from icnn.localise import (
-    DEFAULT_LAYOUT,
-    complete_centres,
-    cut_patch,
-    face_scale,
-    fit_similarity,
-    mean_layout,
-    network_input,
-    part_centres,
-    paste_patches,
-    patch_origin,
-)
-from icnn.parts import PATCHES
+from icnn.data.augment import Draw
+from icnn.data.folder import Face
+from icnn.data.geometry import Letterbox, compose, patch_matrix
+from icnn.data.resample import labels_of, normalise, warp
+from icnn.model.centres import DEFAULT_LAYOUT, complete_centres, face_scale, fit_similarity, mean_layout, part_centres
+from icnn.model.patches import cut_patch, network_input, paste_patches, patch_origin
+from icnn.stages import PATCHES
+from icnn.train.batches import Sample, make_sample
 
 #: (height, width): square, landscape, portrait, odd, smaller than the stage-1 square.
 SIZES = [(256, 256), (200, 300), (333, 251), (140, 411), (50, 60)]

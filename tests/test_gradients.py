@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import Graph, Plan
 from minicnn.gradcheck import check_plan, numeric_gradient, relative_error, tie_free
 from minicnn.kernels import get_backend

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import Graph, Plan
 from minicnn.graph import GraphError
 from minicnn.layers import (

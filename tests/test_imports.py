@@ -18,32 +18,34 @@ ROOT = Path(minicnn.__file__).parents[1]
 ORDER = [
     "minicnn.kernels",
     "minicnn.kernels.host", "minicnn.kernels.reference",
-    "minicnn.kernels.checks",
-    "minicnn.kernels.cache", "minicnn.kernels.jit", "minicnn.kernels.planes", "minicnn.kernels.simd",
-    "minicnn.kernels.cpu_correlation", "minicnn.kernels.cpu_weight_gradient", "minicnn.kernels.cpu",
-    "minicnn.kernels.gpu_tiles", "minicnn.kernels.gpu", "minicnn.kernels.gpu_im2col",
+    "minicnn.kernels.validation",
+    "minicnn.kernels.cpu", "minicnn.kernels.cpu.cache", "minicnn.kernels.cpu.compile", "minicnn.kernels.cpu.layout",
+    "minicnn.kernels.cpu.tiles", "minicnn.kernels.cpu.conv_direct", "minicnn.kernels.cpu.conv_weights",
+    "minicnn.kernels.cpu.backend",
+    "minicnn.kernels.cuda", "minicnn.kernels.cuda.tiles", "minicnn.kernels.cuda.backend", "minicnn.kernels.cuda.cublas",
     "minicnn.layers",
     "minicnn.graph",
     "minicnn.schedule", "minicnn.memory", "minicnn.parameters", "minicnn.loss", "minicnn.sgd", "minicnn.checkpoint",
     "minicnn.plan",
-    "minicnn.team",
+    "minicnn.distributed",
     "minicnn.gradcheck",
     "minicnn",
-    "icnn.errors", "icnn.palette", "icnn.parts", "icnn.config",
-    "icnn.command",
-    "icnn.photograph", "icnn.dataset",
-    "icnn.canvas", "icnn.surroundings", "icnn.synthetic",
-    "icnn.metrics", "icnn.baselines",
-    "icnn.augment", "icnn.appearance", "icnn.localise", "icnn.batches",
-    "icnn.framing", "icnn.contours", "icnn.foreign", "icnn.convert",
-    "icnn.network",
-    "icnn.modulation", "icnn.stored",
-    "icnn.pipeline",
-    "icnn.evaluation",
-    "icnn.search", "icnn.detect", "icnn.parser",
-    "icnn.charts", "icnn.pictures", "icnn.page", "icnn.showcase",
-    "icnn.runs", "icnn.watch", "icnn.training",
-    "icnn.train", "icnn.evaluate", "icnn.report", "icnn.jobs", "icnn.parse", "icnn.export", "icnn.serve",
+    "icnn.errors", "icnn.classes", "icnn.stages", "icnn.config", "icnn.cli",
+    "icnn.data", "icnn.data.images", "icnn.data.resample", "icnn.data.geometry", "icnn.data.face_box",
+    "icnn.data.folder", "icnn.data.overlay", "icnn.data.augment", "icnn.data.photometric",
+    "icnn.model", "icnn.model.network", "icnn.model.centres", "icnn.model.patches", "icnn.model.modulation",
+    "icnn.model.weights", "icnn.model.pipeline",
+    "icnn.synthetic", "icnn.synthetic.canvas", "icnn.synthetic.surroundings", "icnn.synthetic.faces",
+    "icnn.evaluate", "icnn.evaluate.metrics", "icnn.evaluate.baselines", "icnn.evaluate.scoring",
+    "icnn.report", "icnn.report.charts", "icnn.report.page", "icnn.report.showcase",
+    "icnn.train", "icnn.train.batches", "icnn.train.run_folder", "icnn.train.live", "icnn.train.trainer",
+    "icnn.parse", "icnn.parse.search", "icnn.parse.detect", "icnn.parse.results", "icnn.parse.parser",
+    "icnn.parse.files",
+    "icnn.convert", "icnn.convert.contours", "icnn.convert.formats",
+    "icnn.export", "icnn.export.writer",
+    "icnn.serve", "icnn.serve.app",
+    "icnn.synthetic.__main__", "icnn.convert.__main__", "icnn.train.__main__", "icnn.evaluate.__main__",
+    "icnn.report.__main__", "icnn.parse.__main__", "icnn.export.__main__", "icnn.serve.__main__",
     "icnn.__main__",
     "icnn",
 ]
@@ -74,8 +76,8 @@ def imports(module: str) -> set[str]:
 
 
 def test_the_files_are_found():
-    assert {"minicnn", "minicnn.kernels.cpu", "icnn.network"} <= set(FILES)
-    assert {"minicnn.kernels.cpu_correlation", "numba", "math"} <= imports("minicnn.kernels.cpu")
+    assert {"minicnn", "minicnn.kernels.cpu.backend", "icnn.model.network"} <= set(FILES)
+    assert {"minicnn.kernels.cpu.conv_direct", "numba", "math"} <= imports("minicnn.kernels.cpu.backend")
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -91,16 +93,28 @@ def test_the_library_knows_nothing_of_faces(module):
     assert not {name for name in imports(module) if name.split(".")[0] == "icnn"}
 
 
+COMMANDS = {"synthetic", "evaluate", "report", "train", "parse", "convert", "export", "serve"}
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if module.startswith(("icnn.data", "icnn.model"))])
+def test_what_commands_share_knows_no_command(module):
+    assert not {name for name in imports(module) if name.startswith("icnn.") and name.split(".")[1] in COMMANDS}
+
+
+def test_few_modules_lie_outside_of_the_rooms():
+    assert len([name for name, path in FILES.items() if path.parent == ROOT / "icnn"]) <= 10
+
+
 @pytest.mark.parametrize("module", FILES)
 def test_only_the_gpu_backend_names_cupy_and_nothing_names_torch(module):
     packages = {name.split(".")[0] for name in imports(module)}
     assert "torch" not in packages
-    assert "cupy" not in packages or module == "minicnn.kernels.gpu"
+    assert "cupy" not in packages or module == "minicnn.kernels.cuda.backend"
 
 
 def test_importing_everything_imports_neither_cupy_nor_torch():
     """In a process of its own; even where they are installed. The GPU backend is imported only when asked for."""
-    asked_for = {"minicnn.kernels.gpu", "minicnn.kernels.gpu_im2col"}
+    asked_for = {"minicnn.kernels.cuda.backend", "minicnn.kernels.cuda.cublas"}
     modules = [name for name in FILES if name not in asked_for and not name.endswith("__main__")]
     program = f"""
 import importlib, sys
@@ -118,7 +132,7 @@ print(*(name for name in ("cupy", "torch", "matplotlib") if name in sys.modules)
 
 def test_importing_minicnn_loads_no_compiler():
     """Numba takes a second to import: only who asks for its backend waits."""
-    program = "import sys, minicnn, icnn.network; print('numba' in sys.modules)"
+    program = "import sys, minicnn, icnn.model.network; print('numba' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True

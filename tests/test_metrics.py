@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from icnn.metrics import MEASURES, MERGED, bootstrap, confusion, f_measures, f_of_counts
-from icnn.palette import PARTS
+from icnn.classes import PARTS
+from icnn.evaluate.metrics import MEASURES, MERGED, bootstrap, confusion, f_measures, f_of_counts
 
 BACKGROUND, LEFT_BROW, LEFT_EYE, RIGHT_BROW, RIGHT_EYE, NOSE, UPPER, INNER, LOWER = range(9)
 

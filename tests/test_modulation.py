@@ -4,17 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from icnn.modulation import (
-    BOUNDS,
-    PLAIN,
-    RELEASED_STARTS,
-    Fit,
-    SoftF,
-    fit_modulation,
-    modulate,
-    probabilities,
-)
-from icnn.parts import STAGE2
+from icnn.model.modulation import BOUNDS, PLAIN, RELEASED_STARTS, Fit, SoftF, fit_modulation, modulate, probabilities
+from icnn.stages import STAGE2
 
 #: What was done to the background's map: B' = a B + b. Undoing it takes beta = 1 / a, beta0 = -b / a.
 DISTORTIONS = [(3.0, 5.0), (0.4, -2.0), (1.0, 4.0), (1.0, -4.0), (2.5, 0.0), (0.2, 1.0)]

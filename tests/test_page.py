@@ -6,19 +6,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from icnn.charts import PAGE_CSS, Series, digits, histogram, line_chart, linear_ticks, log_ticks
-from icnn.metrics import MEASURES
-from icnn.page import (
-    NETWORKS,
-    PAPER,
-    Example,
-    PatchExample,
-    PipelineExample,
-    format_table,
-    write_report,
-)
-from icnn.palette import COLOURS, PARTS
-from icnn.pictures import label_picture, overlay
+from icnn.classes import COLOURS, PARTS
+from icnn.data.overlay import label_picture, overlay
+from icnn.evaluate.metrics import MEASURES
+from icnn.report.charts import PAGE_CSS, Series, digits, histogram, line_chart, linear_ticks, log_ticks
+from icnn.report.page import NETWORKS, PAPER, Example, PatchExample, PipelineExample, format_table, write_report
 
 NAME = '<b>&"x"'
 VOID = {"meta", "img", "br", "link", "hr", "input"}

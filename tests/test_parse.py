@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from stubs import coloured_face, oracle
 
-import icnn.parse
-from icnn.command import run
-from icnn.jobs import jobs_of
-from icnn.palette import COLOURS, PARTS
-from icnn.parse import chosen_parts
+import icnn.parse.__main__
+from icnn.classes import COLOURS, PARTS
+from icnn.cli import run
+from icnn.parse.__main__ import chosen_parts
+from icnn.parse.files import jobs_of
 
 ROOT = Path(__file__).parents[1]
 ENDINGS = (".json", "_labels.png", "_overlay.png")
@@ -26,13 +26,13 @@ ENDINGS = (".json", "_labels.png", "_overlay.png")
 @pytest.fixture(autouse=True)
 def oracles(request, monkeypatch):
     """Networks that know the coloured faces."""
-    monkeypatch.setattr("icnn.parser.load_pipeline", lambda *_: oracle())
+    monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
 
 
 def call(capsys, *arguments):
     """Run the command in this process: exit code, stdout, stderr."""
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.parse.main, "icnn.parse", ["--backend", "numpy", *map(str, arguments)])
+        run(icnn.parse.__main__.main, "icnn.parse", ["--backend", "numpy", *map(str, arguments)])
     output = capsys.readouterr()
     return stopped.value.code or 0, output.out, output.err
 
@@ -97,9 +97,9 @@ def test_a_face_that_is_given_is_parsed_there(tmp_path, capsys):
 
 
 def test_detection_is_what_is_asked(tmp_path, capsys, monkeypatch):
-    from icnn.framing import Box
+    from icnn.data.face_box import Box
 
-    monkeypatch.setattr("icnn.detect.detector", lambda: lambda _: [Box(133, 130, 128)])
+    monkeypatch.setattr("icnn.parse.detect.detector", lambda: lambda _: [Box(133, 130, 128)])
     source = photograph(tmp_path / "one.png")
     assert call(capsys, source, "--out", tmp_path, "--detect")[0] == 0
     assert len(json.loads((tmp_path / "one.json").read_text())["faces"]) == 1
@@ -137,13 +137,13 @@ def test_a_folder_is_parsed_past_what_is_no_photograph(tmp_path, capsys):
 def test_photographs_that_vanish_cost_nothing_else(tmp_path, capsys, monkeypatch):
     for name in ("a", "b", "c"):
         photograph(tmp_path / "in" / f"{name}.png")
-    read = icnn.parse.read_image
+    read = icnn.parse.__main__.read_image
 
     def read_after_a_while(path):
         (tmp_path / "in" / "b.png").unlink(missing_ok=True)
         return read(path)
 
-    monkeypatch.setattr("icnn.parse.read_image", read_after_a_while)
+    monkeypatch.setattr("icnn.parse.__main__.read_image", read_after_a_while)
     code, _, err = call(capsys, tmp_path / "in", "--out", tmp_path / "out")
     assert code == 2 and "b.png: expected" in err
     assert results(tmp_path / "out") == whole("a", "c")
@@ -345,7 +345,7 @@ def test_parts_and_groups():
 
 def test_the_command_with_the_shipped_weights(tmp_path):
     """In a process of its own, on a synthetic face, which the weights have never seen."""
-    from icnn.synthetic import synthetic_faces
+    from icnn.synthetic.faces import synthetic_faces
 
     face = synthetic_faces(3, 0, "testing")[2]
     Image.fromarray(np.ascontiguousarray(face.image)).save(tmp_path / "one.png")

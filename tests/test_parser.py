@@ -8,22 +8,13 @@ from PIL import Image
 from stubs import coloured_face, grown, oracle, usual_layout
 
 import icnn
+from icnn.classes import PARTS
+from icnn.data.face_box import TYPICAL_LENGTH, Box
 from icnn.errors import InputError
-from icnn.framing import TYPICAL_LENGTH, Box
-from icnn.localise import part_centres
-from icnn.metrics import confusion, f_measures
-from icnn.palette import PARTS
-from icnn.parser import FaceParser, as_photograph, box_of
-from icnn.search import (
-    SQUARE,
-    USUAL,
-    agreement,
-    centred_boxes,
-    cut_square,
-    moved_box,
-    overlap,
-    without_twins,
-)
+from icnn.evaluate.metrics import confusion, f_measures
+from icnn.model.centres import part_centres
+from icnn.parse.parser import FaceParser, as_photograph, box_of
+from icnn.parse.search import SQUARE, USUAL, agreement, centred_boxes, cut_square, moved_box, overlap, without_twins
 
 MIDDLE = (SQUARE - 1) / 2
 
@@ -31,7 +22,7 @@ MIDDLE = (SQUARE - 1) / 2
 @pytest.fixture
 def parser(monkeypatch):
     """A parser whose networks know the coloured faces."""
-    monkeypatch.setattr("icnn.parser.load_pipeline", lambda *_: oracle())
+    monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
     return FaceParser(backend="numpy")
 
 
@@ -135,7 +126,7 @@ def test_probabilities_are_those_of_the_labels(parser):
 def test_labels_do_not_depend_on_the_strips_they_are_made_in(parser, monkeypatch):
     photograph, _ = in_front_of_grey(grown(coloured_face(), (400, 400)), (500, 450), (50, 25))
     whole = parser.parse(photograph).labels
-    monkeypatch.setattr("icnn.parser._STRIP", 1000)
+    monkeypatch.setattr("icnn.parse.results._STRIP", 1000)
     assert (parser.parse(photograph).labels == whole).all() and whole.any()
 
 

@@ -12,8 +12,8 @@ from photographs import fails, grey_ramp, photograph, rotated_jpeg
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from icnn.data.images import quiet, read_image
 from icnn.errors import InputError
-from icnn.photograph import quiet, read_image
 
 
 def saved(tmp_path, image, name="x.png", **options):

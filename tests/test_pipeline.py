@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 from stubs import Listener, coloured_face, grown, knows_parts, knows_places, oracle, usual_layout
 
-from icnn.augment import Letterbox
-from icnn.command import Signals, StopError
+from icnn.classes import MIRRORED
+from icnn.cli import Signals, StopError
+from icnn.data.geometry import Letterbox
 from icnn.errors import InputError
-from icnn.evaluation import CONDITIONS, HardF, evaluate, fit_pairs, soft_objective, true_centres
-from icnn.localise import DEFAULT_LAYOUT, network_input, part_centres, patch_origin
-from icnn.metrics import MEASURES, confusion, f_measures
-from icnn.modulation import PLAIN, probabilities
-from icnn.network import icnn_graph
-from icnn.palette import MIRRORED
-from icnn.parts import NETWORKS, PATCHES, STAGE2
-from icnn.pipeline import _LOOKS, PatchLogits, Pipeline, load_pipeline, predictor
+from icnn.evaluate.metrics import MEASURES, confusion, f_measures
+from icnn.evaluate.scoring import CONDITIONS, HardF, evaluate, fit_pairs, soft_objective, true_centres
+from icnn.model.centres import DEFAULT_LAYOUT, part_centres
+from icnn.model.modulation import PLAIN, probabilities
+from icnn.model.network import icnn_graph
+from icnn.model.patches import network_input, patch_origin
+from icnn.model.pipeline import _LOOKS, PatchLogits, Pipeline, load_pipeline, predictor
+from icnn.stages import NETWORKS, PATCHES, STAGE2
 from minicnn import Plan
 from minicnn.checkpoint import load_tensors, save_tensors
 
@@ -209,7 +210,7 @@ def test_a_photograph_does_not_grow_beyond_measure():
 @pytest.fixture
 def as_it_comes(monkeypatch):
     """No photograph is resampled, however large the face is that random networks see in it."""
-    monkeypatch.setattr("icnn.pipeline._ABOUT", (0, np.inf))
+    monkeypatch.setattr("icnn.model.pipeline._ABOUT", (0, np.inf))
 
 
 @pytest.mark.usefixtures("as_it_comes")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minicnn
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import SGD, Graph, Plan
 from minicnn.gradcheck import check_plan, relative_error
 from minicnn.kernels import SIGNATURES

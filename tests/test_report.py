@@ -6,12 +6,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-import icnn.report
-from icnn.command import run
+import icnn.report.__main__
+from icnn.cli import run
 from icnn.config import Config, flat, load_config
-from icnn.metrics import MEASURES
-from icnn.report import names_of
-from icnn.runs import Run
+from icnn.evaluate.metrics import MEASURES
+from icnn.report.__main__ import names_of
+from icnn.train.run_folder import Run
 
 
 def make_run(folder, f=0.8, finished=True, **settings):
@@ -30,7 +30,7 @@ def make_run(folder, f=0.8, finished=True, **settings):
 
 def call(capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.report.main, "icnn.report", list(map(str, arguments)))
+        run(icnn.report.__main__.main, "icnn.report", list(map(str, arguments)))
     output = capsys.readouterr()
     return stopped.value.code or 0, output.out, output.err
 

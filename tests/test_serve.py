@@ -23,12 +23,12 @@ import pytest
 from PIL import Image
 from stubs import coloured_face, oracle
 
-import icnn.serve
-from icnn.command import run
-from icnn.palette import PARTS
-from icnn.parser import FaceParser
-from icnn.serve import make_app
-from icnn.synthetic import synthetic_faces
+import icnn.serve.__main__
+from icnn.classes import PARTS
+from icnn.cli import run
+from icnn.parse.parser import FaceParser
+from icnn.serve.app import make_app
+from icnn.synthetic.faces import synthetic_faces
 
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
@@ -46,7 +46,7 @@ def encoded(image, kind="PNG", **options):
 @pytest.fixture
 def client(monkeypatch):
     """Flask's own client, with networks that know the coloured faces; 200 kB and 100,000 pixels at most."""
-    monkeypatch.setattr("icnn.parser.load_pipeline", lambda *_: oracle())
+    monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
     return make_app(FaceParser(backend="numpy"), None, 200_000, 100_000).test_client()
 
 
@@ -147,7 +147,7 @@ def test_wrong_methods_are_refused(client):
 )
 def test_mistakes_are_a_line(capsys, arguments, words):
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.serve.main, "icnn.serve", ["--backend", "numpy", *arguments])
+        run(icnn.serve.__main__.main, "icnn.serve", ["--backend", "numpy", *arguments])
     err = capsys.readouterr().err
     assert stopped.value.code == 2 and err.count("\n") == 1 and words in err
 
@@ -155,7 +155,7 @@ def test_mistakes_are_a_line(capsys, arguments, words):
 def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "waitress.server", None)
     with pytest.raises(SystemExit) as stopped:
-        run(icnn.serve.main, "icnn.serve", [])
+        run(icnn.serve.__main__.main, "icnn.serve", [])
     assert stopped.value.code == 2 and "icnn[serve]" in capsys.readouterr().err
 
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from icnn import synthetic
-from icnn.baselines import ColourClassifier, ConstantPrior
-from icnn.dataset import SmithFolder
+from icnn.classes import PARTS
+from icnn.data.folder import SmithFolder
 from icnn.errors import InputError
-from icnn.palette import PARTS
-from icnn.synthetic import draw_face, face_generator, synthetic_faces
+from icnn.evaluate.baselines import ColourClassifier, ConstantPrior
+from icnn.synthetic import __main__ as synthetic
+from icnn.synthetic.faces import STREAMS, draw_face, face_generator, synthetic_faces
 
 #: Median pixels of each part in the photographs of Helen at this scale, and the medians of its centre.
 HELEN_AREA = (290, 146, 277, 147, 1168, 224, 112, 336)
@@ -51,7 +51,7 @@ def test_a_face_does_not_depend_on_the_count(testing):
 
 def test_no_face_is_in_two_streams_or_seeds():
     images = [draw_face(face_generator(seed, stream, index))[0].tobytes()
-              for seed in (0, 1) for stream in synthetic.STREAMS for index in range(2)]  # fmt: skip
+              for seed in (0, 1) for stream in STREAMS for index in range(2)]  # fmt: skip
     assert len(set(images)) == len(images)
 
 

@@ -13,18 +13,18 @@ import pytest
 from launching import finished, launched, workers
 from PIL import Image
 
-from icnn.batches import Batches, samples_of
 from icnn.config import Augment, Train
-from icnn.dataset import write_face, write_split
-from icnn.network import icnn_graph
-from icnn.parts import NETWORKS
-from icnn.runs import Run
-from icnn.synthetic import synthetic_faces
-from icnn.training import own_shards
+from icnn.data.folder import write_face, write_split
+from icnn.model.network import icnn_graph
+from icnn.stages import NETWORKS
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.batches import Batches, samples_of
+from icnn.train.run_folder import Run
+from icnn.train.trainer import own_shards
 from minicnn import SGD, Plan
 from minicnn.checkpoint import load_tensors
+from minicnn.distributed import ALONE, Team, sharded_step, shards_of
 from minicnn.sgd import Constant
-from minicnn.team import ALONE, Team, sharded_step, shards_of
 
 SETTINGS = [
     "synthetic.exemplars=6", "synthetic.tuning=3", "synthetic.testing=1", "train.batch=5", "train.steps=4",
@@ -243,7 +243,7 @@ def test_a_folder_is_parsed_by_two_as_by_one(tmp_path):
 def test_an_mpi_that_is_missing_is_said(tmp_path, variable, blocked, words):
     if "LIBMPI" in blocked:
         pytest.importorskip("mpi4py")
-    program = f"import os, sys; {blocked}; from icnn.train import main, run; run(main, 'icnn.train', [])"
+    program = f"import os, sys; {blocked}; from icnn.train.__main__ import main, run; run(main, 'icnn.train', [])"
     environment = {**os.environ, variable: "0"}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from icnn.batches import Batch, samples_of, validation_batch
-from icnn.command import NotFiniteError, StopError
+from icnn.cli import NotFiniteError, StopError
 from icnn.config import Train, load_config
+from icnn.data.overlay import label_picture
 from icnn.errors import InputError
-from icnn.network import icnn_graph
-from icnn.parts import NETWORKS
-from icnn.pictures import label_picture
-from icnn.runs import Progress, Run
-from icnn.synthetic import synthetic_faces
-from icnn.training import Trainer, schedule_of, train_network, validation_scores
-from icnn.watch import shown_crops
+from icnn.model.network import icnn_graph
+from icnn.stages import NETWORKS
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.batches import Batch, samples_of, validation_batch
+from icnn.train.live import shown_crops
+from icnn.train.run_folder import Progress, Run
+from icnn.train.trainer import Trainer, schedule_of, train_network, validation_scores
 from minicnn import Plan
 from minicnn.checkpoint import load_tensors
 
@@ -31,7 +31,7 @@ BLANK = Batch(np.zeros((1, 3, 64, 64), np.float32), np.zeros((1, 64, 64), np.uin
 
 
 class SignalAfter:
-    """Stands for `icnn.command.Signals`: a SIGTERM comes when the loop has looked `looks` times."""
+    """Stands for `icnn.cli.Signals`: a SIGTERM comes when the loop has looked `looks` times."""
 
     def __init__(self, looks=10**9):
         self.looks = looks
@@ -162,7 +162,7 @@ def test_nan_stops_keeps_the_last_good_state_and_says_what_to_try(tmp_path, face
 
 def test_best_and_last_weights_are_kept_as_configured(tmp_path, faces, monkeypatch):
     scores = iter([0.5, 0.9, 0.1] * 2)
-    monkeypatch.setattr("icnn.training.validation_scores", lambda *_: (1.0, next(scores)))
+    monkeypatch.setattr("icnn.train.trainer.validation_scores", lambda *_: (1.0, next(scores)))
     seen = {}
     for keep in ("best", "last"):
         run, config = start(tmp_path / keep, f"train.keep={keep}")
@@ -195,7 +195,7 @@ def test_the_average_of_the_weights_is_what_counts(tmp_path, faces, monkeypatch,
         step(self, batch)
         weights_at[self.plan.step_count] = self.plan.state()["values"].astype(np.float64)
 
-    monkeypatch.setattr("icnn.training.validation_scores", scored)
+    monkeypatch.setattr("icnn.train.trainer.validation_scores", scored)
     monkeypatch.setattr(Trainer, "_step", stepped)
     first = Trainer("eye", config.train, config, run, "numba", BLANK)
     average = first.plan.state()["values"].astype(np.float64)
@@ -218,7 +218,7 @@ def test_the_average_of_the_weights_is_what_counts(tmp_path, faces, monkeypatch,
 
 
 def in_graph_order(run):
-    from icnn.network import icnn_graph
+    from icnn.model.network import icnn_graph
 
     network, loaded = NETWORKS["eye"], weights(run)
     return [loaded[name] for name in icnn_graph(network.labels, network.size).parameter_shapes]
@@ -235,7 +235,7 @@ def in_graph_order(run):
 )
 def test_training_stops_when_configured(tmp_path, faces, monkeypatch, settings, results, stopped_at):
     results = iter(results)
-    monkeypatch.setattr("icnn.training.validation_scores", lambda *_: next(results))
+    monkeypatch.setattr("icnn.train.trainer.validation_scores", lambda *_: next(results))
     run, config = start(tmp_path / "run", "train.steps=8", *settings)
     train(run, config, faces)
     assert run.load_state("eye")[1].step == stopped_at
@@ -243,7 +243,7 @@ def test_training_stops_when_configured(tmp_path, faces, monkeypatch, settings, 
 
 def test_a_kill_after_a_stopping_rule_applied_does_not_train_on(tmp_path, faces, monkeypatch):
     results = iter([(1, 0.5), (1, 0.4), (1, 0.9)])
-    monkeypatch.setattr("icnn.training.validation_scores", lambda *_: next(results))
+    monkeypatch.setattr("icnn.train.trainer.validation_scores", lambda *_: next(results))
     run, config = start(tmp_path / "run", "train.steps=8", "train.patience=1")
     monkeypatch.setattr(Trainer, "finish", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -352,10 +352,10 @@ def test_a_log_line_cut_off_by_a_kill_is_dropped(tmp_path):
 ONE_STEP = """
 import hashlib, sys
 import numpy as np
-from icnn.batches import Batches, samples_of
+from icnn.train.batches import Batches, samples_of
 from icnn.config import Augment, Train
-from icnn.network import icnn_graph
-from icnn.synthetic import synthetic_faces
+from icnn.model.network import icnn_graph
+from icnn.synthetic.faces import synthetic_faces
 from minicnn import SGD, Plan
 
 train = Train(batch=2)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from icnn.batches import Batch, samples_of, validation_batch
+from icnn.classes import COLOURS
 from icnn.config import load_config
-from icnn.palette import COLOURS
-from icnn.parts import NETWORKS
-from icnn.runs import Run
-from icnn.synthetic import synthetic_faces
-from icnn.watch import duration, save_crops, seconds_left, shown_crops, write_progress
+from icnn.stages import NETWORKS
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.batches import Batch, samples_of, validation_batch
+from icnn.train.live import duration, save_crops, seconds_left, shown_crops, write_progress
+from icnn.train.run_folder import Run
 
 
 @pytest.fixture

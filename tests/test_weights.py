@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from icnn.command import Signals
-from icnn.dataset import SmithFolder, find_helen
-from icnn.evaluation import evaluate
-from icnn.metrics import confusion, f_measures
-from icnn.palette import MIRRORED
-from icnn.parser import FaceParser
-from icnn.parts import NETWORKS
-from icnn.pipeline import load_pipeline
-from icnn.stored import SHIPPED
+from icnn.classes import MIRRORED
+from icnn.cli import Signals
+from icnn.data.folder import SmithFolder, find_helen
+from icnn.evaluate.metrics import confusion, f_measures
+from icnn.evaluate.scoring import evaluate
+from icnn.model.pipeline import load_pipeline
+from icnn.model.weights import SHIPPED
+from icnn.parse.parser import FaceParser
+from icnn.stages import NETWORKS
 
 
 def metadata_of(name):

@@ -51,8 +51,9 @@ def test_the_wheel_has_weights_kernels_and_settings_and_nothing_else(wheel):
     assert {name.split("/")[0] for name in names} == {"icnn", "minicnn", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
     for tracked in (ROOT / "icnn" / "weights").glob("*.safetensors"):
         assert f"icnn/weights/{tracked.name}" in names
-    expected = {"icnn/quick.toml", "icnn/py.typed", "minicnn/py.typed"}
-    expected |= {f"minicnn/kernels/{path.name}" for path in (ROOT / "minicnn" / "kernels").glob("*.cu*")}
+    expected = {"icnn/serve/static/app.js", "icnn/py.typed", "minicnn/py.typed"}
+    expected |= {f"icnn/recipes/{name}.toml" for name in ("default", "helen", "paper", "released")}
+    expected |= {f"minicnn/kernels/cuda/{path.name}" for path in (ROOT / "minicnn" / "kernels" / "cuda").glob("*.cu*")}
     assert expected <= set(names)
 
 

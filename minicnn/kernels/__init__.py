@@ -27,7 +27,7 @@ the backend's own layout, with zeros around each plane if it likes them),
 is looked at once and made many times), ``record(run)`` (a function that makes
 all bound calls that `run` makes, as one if it can), ``Feed(*destinations)``
 (brings batches, while others are computed if it can), ``summing(team)`` (a
-function that replaces an array, in every process of a `minicnn.team`, by the
+function that replaces an array, in every process of a `minicnn.distributed`, by the
 sum of all), ``memory_left()`` (bytes, or None) and ``threads(count)``, a context
 manager.
 """
@@ -92,7 +92,7 @@ SIGNATURES: dict[str, tuple[Argument, ...]] = {
 }
 
 #: Fastest first, and one to compare with that "auto" does not try.
-_MODULES = {"cupy": "gpu", "numba": "cpu", "numpy": "reference", "cublas": "gpu_im2col"}
+_MODULES = {"cupy": "cuda.backend", "numba": "cpu.backend", "numpy": "reference", "cublas": "cuda.cublas"}
 _AUTOMATIC = ("cupy", "numba", "numpy")
 _ADVICE = "; use numba or numpy"
 

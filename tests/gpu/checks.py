@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnn.network import icnn_graph
-from icnn.synthetic import draw_face
+from icnn.model.network import icnn_graph
+from icnn.synthetic.faces import draw_face
 from minicnn import SGD, Plan
 from minicnn.kernels import BackendError, get_backend
 

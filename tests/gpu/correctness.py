@@ -16,15 +16,15 @@ from step_cases import StepCase
 
 from minicnn import Plan
 from minicnn.kernels import get_backend
-from minicnn.kernels.gpu_tiles import compiled_with
+from minicnn.kernels.cuda.tiles import compiled_with
 
 CURVES = 1e-3  # by which training curves may differ
 GRADIENTS = 1e-4  # most relative norm of a float32 gradient's error
 #: One of each file's small kernels, which are compiled together.
 SMALL_KERNELS = (
-    ("glue.cu", "tanh_forward<float>"),
+    ("pool.cu", "tanh_forward<float>"),
     ("loss.cu", "sgd_update<float>"),
-    ("weight_gradient.cu", "sum_parts<float>"),
+    ("conv_weights.cu", "sum_parts<float>"),
 )
 
 

@@ -33,7 +33,7 @@ import tools  # noqa: E402
 from part import Part  # noqa: E402
 from report import as_markdown  # noqa: E402
 
-from icnn.command import Parser, run  # noqa: E402
+from icnn.cli import Parser, run  # noqa: E402
 from minicnn.checkpoint import atomic_path  # noqa: E402
 from minicnn.kernels import BackendError  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""Lets `minicnn.kernels.gpu` have the stand-in for CuPy, so that its kernels run here, on the CPU, under a checker."""
+"""Lets the backend "cupy" have the stand-in for CuPy, so that its kernels run here, on the CPU, under a checker."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import standin
 
-_BACKENDS = ("minicnn.kernels.gpu", "minicnn.kernels.gpu_im2col")
+_BACKENDS = ("minicnn.kernels.cuda.backend", "minicnn.kernels.cuda.cublas")
 
 
 @pytest.fixture
@@ -18,15 +18,15 @@ def device() -> Iterator[None]:
         if os.environ.get("ICNN_REQUIRE_CUDA_WHEELS") == "1":
             pytest.fail("g++ is needed to run CUDA kernels on the CPU")
         pytest.skip("g++ is needed to run CUDA kernels on the CPU")
-    import minicnn.kernels
+    import minicnn.kernels.cuda
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", standin.cupy)
         for name in _BACKENDS:  # import them anew, and forget them afterwards
             patch.setitem(sys.modules, name, None)
             patch.delitem(sys.modules, name)
-        for name in ("gpu", "gpu_im2col"):
-            patch.delattr(minicnn.kernels, name, raising=False)
+        for name in ("backend", "cublas"):
+            patch.delattr(minicnn.kernels.cuda, name, raising=False)
         standin.configure()
         standin.STATS.reset()
         yield

@@ -1,8 +1,8 @@
 """Small cases for every CUDA kernel, each compared with the reference.
 
-They run on whatever `minicnn.kernels.gpu` has for CuPy: the stand-in here, a GPU in `tests/gpu`. Sizes are the least
-that have everything a kernel can meet: several images, planes that tiles hang over, channels and filters that do not
-fill a pass, outputs among the channels of a larger array.
+They run on whatever the backend "cupy" has for CuPy: the stand-in here, a GPU in `tests/gpu`. Sizes are the least that
+have everything a kernel can meet: several images, planes that tiles hang over, channels and filters that do not fill a
+pass, outputs among the channels of a larger array.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from examples import Caller, draw_arrays
 
-from minicnn.kernels import SIGNATURES, get_backend, gpu_tiles
+from minicnn.kernels import SIGNATURES, get_backend
+from minicnn.kernels.cuda import tiles
 
 _BETWEEN = 1  # channels of a larger array before an array, and twice as many behind it
 _NEIGHBOUR = 12345.0  # what lies in them
@@ -63,23 +64,23 @@ def _correlations() -> Iterator[Case]:
     odd, even = _convolution(3, 5, 6, 3, 5, 10), _convolution(3, 6, 5, 2, 6, 12)
     tall, wide = _convolution(1, 3, 11, 3, 9, 7), _convolution(1, 3, 4, 6, 3, 44)
     for tile in (0, 0.3, 0.6, 1):
-        yield Case("correlation.cu", "conv2d_forward", odd, tile=tile)
-        yield Case("correlation.cu", "conv2d_tanh_forward", _linked(even), tile=tile)
-        yield Case("correlation.cu", "conv2d_backward_data", odd, {"add": tile == 0}, tile=tile)
-        yield Case("correlation.cu", "conv2d_backward_data", even, {"add": tile > 0}, tile=tile)
+        yield Case("conv.cu", "conv2d_forward", odd, tile=tile)
+        yield Case("conv.cu", "conv2d_tanh_forward", _linked(even), tile=tile)
+        yield Case("conv.cu", "conv2d_backward_data", odd, {"add": tile == 0}, tile=tile)
+        yield Case("conv.cu", "conv2d_backward_data", even, {"add": tile > 0}, tile=tile)
     for tile in (0, 1):
-        yield Case("correlation.cu", "conv2d_forward", tall, tile=tile)
-        yield Case("correlation.cu", "conv2d_forward", wide, tile=tile)
-        yield Case("correlation.cu", "conv2d_backward_data", wide, {"add": True}, tile=tile)
+        yield Case("conv.cu", "conv2d_forward", tall, tile=tile)
+        yield Case("conv.cu", "conv2d_forward", wide, tile=tile)
+        yield Case("conv.cu", "conv2d_backward_data", wide, {"add": True}, tile=tile)
     narrow, many = _convolution(1, 3, 40, 3, 5, 1), _convolution(1, 2, 10, 3, 16, 40)
     full = _convolution(1, 3, 4, 4, 4, 10)
-    yield Case("correlation.cu", "conv2d_forward", narrow, tile=0.26)  # several groups, and several blocks of them
-    yield Case("correlation.cu", "conv2d_forward", many, tile=0.46)  # more threads than large tiles may have
-    yield Case("correlation.cu", "conv2d_forward", full, tile=1)  # a pass's taps fill the warp
-    yield Case("correlation.cu", "conv2d_tanh_forward", _linked(odd, False, True), tile=0.5)
-    yield Case("correlation.cu", "conv2d_tanh_forward", _linked(even, True, False), dtype="float64")
-    yield Case("correlation.cu", "conv2d_tanh_forward", _linked(even, False, False), dtype="float64")
-    yield Case("correlation.cu", "conv2d_backward_data", odd, {"add": False}, "float64")
+    yield Case("conv.cu", "conv2d_forward", narrow, tile=0.26)  # several groups, and several blocks of them
+    yield Case("conv.cu", "conv2d_forward", many, tile=0.46)  # more threads than large tiles may have
+    yield Case("conv.cu", "conv2d_forward", full, tile=1)  # a pass's taps fill the warp
+    yield Case("conv.cu", "conv2d_tanh_forward", _linked(odd, False, True), tile=0.5)
+    yield Case("conv.cu", "conv2d_tanh_forward", _linked(even, True, False), dtype="float64")
+    yield Case("conv.cu", "conv2d_tanh_forward", _linked(even, False, False), dtype="float64")
+    yield Case("conv.cu", "conv2d_backward_data", odd, {"add": False}, "float64")
 
 
 def _weight_gradients() -> Iterator[Case]:
@@ -90,13 +91,13 @@ def _weight_gradients() -> Iterator[Case]:
     full, narrow = _convolution(1, 3, 4, 4, 4, 10), _convolution(2, 2, 3, 3, 5, 1)
     for sizes in (odd, even, exact):
         for tile in (0, 0.3, 0.6, 1, None):
-            yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=tile)
+            yield Case("conv_weights.cu", "conv2d_backward_weights", sizes, tile=tile)
     for sizes in (tall, wide):
         for tile in (0, 1):
-            yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=tile)
+            yield Case("conv_weights.cu", "conv2d_backward_weights", sizes, tile=tile)
     for sizes in (beside, full, narrow):
-        yield Case("weight_gradient.cu", "conv2d_backward_weights", sizes, tile=1)
-    yield Case("weight_gradient.cu", "conv2d_backward_weights", odd, dtype="float64")
+        yield Case("conv_weights.cu", "conv2d_backward_weights", sizes, tile=1)
+    yield Case("conv_weights.cu", "conv2d_backward_weights", odd, dtype="float64")
 
 
 def _glue() -> Iterator[Case]:
@@ -105,34 +106,34 @@ def _glue() -> Iterator[Case]:
         for window, stride, border in ((2, 2, 0), (3, 2, 1), (3, 1, 2), (1, 1, 0)):
             scalars = {"window": window, "stride": stride, "border": border}
             sizes = pooled if stride == 2 else pooled | {"H": 3, "W": 4}
-            yield Case("glue.cu", "max_pool2d_forward", sizes, scalars, dtype)
+            yield Case("pool.cu", "max_pool2d_forward", sizes, scalars, dtype)
             for add in (False, True):
-                yield Case("glue.cu", "max_pool2d_backward", sizes, {**scalars, "add": add}, dtype)
+                yield Case("pool.cu", "max_pool2d_backward", sizes, {**scalars, "add": add}, dtype)
             for values in ("ties", "nan"):
-                yield Case("glue.cu", "max_pool2d_backward", sizes, {**scalars, "add": False}, dtype, values=values)
+                yield Case("pool.cu", "max_pool2d_backward", sizes, {**scalars, "add": False}, dtype, values=values)
         doubled = _planes(3, 3, 5, D=5, P=9, Q=15)
-        yield Case("glue.cu", "mean_pool2d_forward", pooled, {"window": 2}, dtype)
-        yield Case("glue.cu", "upsample_nearest2d_forward", doubled | {"D": 3}, {"factor": 3}, dtype)
-        yield Case("glue.cu", "parity_maps", {"N": 2, "D": 2, "H": 5, "W": 6}, {"offset": 0}, dtype)
-        yield Case("glue.cu", "concat_forward", _planes(3, 5, 6, D=3), {"offset": 0}, dtype)
-        yield Case("glue.cu", "tanh_forward", _planes(3, 5, 6), {}, dtype)
+        yield Case("pool.cu", "mean_pool2d_forward", pooled, {"window": 2}, dtype)
+        yield Case("pool.cu", "upsample_nearest2d_forward", doubled | {"D": 3}, {"factor": 3}, dtype)
+        yield Case("pool.cu", "parity_maps", {"N": 2, "D": 2, "H": 5, "W": 6}, {"offset": 0}, dtype)
+        yield Case("pool.cu", "concat_forward", _planes(3, 5, 6, D=3), {"offset": 0}, dtype)
+        yield Case("pool.cu", "tanh_forward", _planes(3, 5, 6), {}, dtype)
         for add in (False, True):
-            yield Case("glue.cu", "mean_pool2d_backward", pooled, {"window": 2, "add": add}, dtype)
-            yield Case("glue.cu", "upsample_nearest2d_backward", doubled, {"factor": 3, "add": add}, dtype)
-            yield Case("glue.cu", "concat_backward", _planes(3, 5, 6, D=6), {"offset": 2, "add": add}, dtype)
-            yield Case("glue.cu", "tanh_backward", _planes(3, 5, 6), {"add": add}, dtype)
+            yield Case("pool.cu", "mean_pool2d_backward", pooled, {"window": 2, "add": add}, dtype)
+            yield Case("pool.cu", "upsample_nearest2d_backward", doubled, {"factor": 3, "add": add}, dtype)
+            yield Case("pool.cu", "concat_backward", _planes(3, 5, 6, D=6), {"offset": 2, "add": add}, dtype)
+            yield Case("pool.cu", "tanh_backward", _planes(3, 5, 6), {"add": add}, dtype)
         for links in ((True, True), (True, False), (False, True), (False, False)):
             linked = _linked(_planes(3, 6, 8), *links)
-            yield Case("glue.cu", "interlink_forward", linked, {}, dtype)
-            yield Case("glue.cu", "interlink_backward", linked | {"G": 3}, {}, dtype)
-            yield Case("glue.cu", "interlink_backward", linked | {"G": 0}, {}, dtype)
+            yield Case("pool.cu", "interlink_forward", linked, {}, dtype)
+            yield Case("pool.cu", "interlink_backward", linked | {"G": 3}, {}, dtype)
+            yield Case("pool.cu", "interlink_backward", linked | {"G": 0}, {}, dtype)
         odd = _linked(_planes(2, 5, 7), False, True)
-        yield Case("glue.cu", "interlink_forward", odd, {}, dtype)
-        yield Case("glue.cu", "interlink_backward", odd | {"G": 2}, {}, dtype)
-        yield Case("glue.cu", "interlink_backward", _linked(_planes(3, 6, 8)) | {"G": 3}, {}, dtype, values="ties")
+        yield Case("pool.cu", "interlink_forward", odd, {}, dtype)
+        yield Case("pool.cu", "interlink_backward", odd | {"G": 2}, {}, dtype)
+        yield Case("pool.cu", "interlink_backward", _linked(_planes(3, 6, 8)) | {"G": 3}, {}, dtype, values="ties")
     large = _planes(2, 36, 34, 2)  # more pixels than a block has threads
-    yield Case("glue.cu", "tanh_forward", large)
-    yield Case("glue.cu", "interlink_backward", _linked(large) | {"G": 2})
+    yield Case("pool.cu", "tanh_forward", large)
+    yield Case("pool.cu", "interlink_backward", _linked(large) | {"G": 2})
 
 
 def _losses() -> Iterator[Case]:
@@ -164,7 +165,7 @@ def _columns() -> Iterator[Case]:
 CASES = [*_correlations(), *_weight_gradients(), *_glue(), *_losses(), *_columns()]
 
 #: Files whose cases also prove the functions that all files share.
-_SHARING = ("correlation.cu", "weight_gradient.cu", "loss.cu", "glue.cu")
+_SHARING = ("conv.cu", "conv_weights.cu", "loss.cu", "pool.cu")
 
 
 # ---- running
@@ -206,19 +207,19 @@ def _chosen(gpu: ModuleType, tile: float | None) -> Iterator[None]:
         yield
         return
 
-    def pick(candidates: Iterator[gpu_tiles.Tile]) -> gpu_tiles.Tile:
+    def pick(candidates: Iterator[tiles.Tile]) -> tiles.Tile:
         known = list(candidates)
         return known[round(tile * (len(known) - 1))]
 
     def correlation(n, c, o, h, w, k, dtype, backward=False, pooled=False):
         sizes = (n, o, c, h, w, k) if backward else (n, c, o, h, w, k)
-        return pick(gpu_tiles.correlation_tiles(sizes, dtype, backward, pooled))
+        return pick(tiles.correlation_tiles(sizes, dtype, backward, pooled))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_tiles, "_MULTIPROCESSORS", 1)
+        patch.setattr(tiles, "_MULTIPROCESSORS", 1)
         patch.setattr(gpu, "correlation_tile", correlation)
         patch.setattr(
-            gpu, "weight_gradient_tile", lambda *sizes: pick(gpu_tiles.weight_gradient_tiles(sizes[:-1], sizes[-1]))
+            gpu, "weight_gradient_tile", lambda *sizes: pick(tiles.weight_gradient_tiles(sizes[:-1], sizes[-1]))
         )
         yield
 
@@ -287,10 +288,10 @@ def cases_of(file: str) -> list[Case]:
 def run_cases(file: str, text: str) -> None:
     """Run a source file's cases with another text in its place; raises at the first that fails."""
     gpu = get_backend("cupy")
-    real = gpu_tiles.read_source
+    real = tiles.read_source
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gpu_tiles, "read_source", lambda name: text if name == file else real(name))
-        for cached in (gpu_tiles.source, gpu.module_of):
+        patch.setattr(tiles, "read_source", lambda name: text if name == file else real(name))
+        for cached in (tiles.source, gpu.module_of):
             cached.cache_clear()
         for case in cases_of(file):
             run_case(case)

@@ -1,6 +1,6 @@
 """A stand-in for CuPy that runs kernels on the CPU under a checker: `cupy` goes into ``sys.modules["cupy"]``.
 
-It has what `minicnn.kernels.gpu`, the tests and the benchmarks use and nothing more; all else raises, as CuPy would or
+It has what the backend "cupy", the tests and the benchmarks use and nothing more; all else raises, as CuPy would or
 louder. `test_standin.py` compares its names, signatures and texts with the real CuPy.
 
 Switches for tests: `configure` (what machine this is), `schedule` (which of the allowed orders operations run in),

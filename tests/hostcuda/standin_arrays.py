@@ -1,4 +1,4 @@
-"""Arrays of the stand-in for CuPy: what `minicnn.kernels.gpu` and its tests use of them, as strict as CuPy's."""
+"""Arrays of the stand-in for CuPy: what the backend "cupy" and its tests use of them, as strict as CuPy's."""
 
 import math
 from types import EllipsisType

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import standin
 
-from icnn.network import icnn_graph
+from icnn.model.network import icnn_graph
 from minicnn import SGD, Graph, Plan
 from minicnn.gradcheck import check_plan
 from minicnn.kernels import BackendError, choose_backend, get_backend

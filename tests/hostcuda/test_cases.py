@@ -4,7 +4,8 @@ import pytest
 import standin
 from kernel_cases import CASES, run_case, run_cases
 
-from minicnn.kernels import SIGNATURES, gpu_tiles
+from minicnn.kernels import SIGNATURES
+from minicnn.kernels.cuda import tiles
 
 
 @pytest.mark.usefixtures("device", "order")
@@ -17,13 +18,13 @@ def test_kernel(case):
 def test_a_kernel_that_writes_beside_its_array_is_noticed_without_the_checker(monkeypatch):
     """As on a GPU: all numbers of the array itself are right."""
     right = "FOR_PIXELS(pixel, area) target[pixel] = hyperbolic_tangent(source[pixel]);"
-    text = gpu_tiles.read_source("glue.cu")
+    text = tiles.read_source("pool.cu")
     assert right in text
     monkeypatch.setattr(standin, "CHECKED", False)
     monkeypatch.setattr("kernel_cases.cases_of", lambda file: [case for case in CASES if case.kernel == "tanh_forward"])
-    run_cases("glue.cu", text)
+    run_cases("pool.cu", text)
     with pytest.raises(AssertionError, match="y: the channels beside it were written to"):
-        run_cases("glue.cu", text.replace(right, right.replace("area", "area + 1")))
+        run_cases("pool.cu", text.replace(right, right.replace("area", "area + 1")))
 
 
 def test_every_kernel_has_cases():

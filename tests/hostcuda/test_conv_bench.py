@@ -15,7 +15,7 @@ from gpu_model import DEVICES, usual_compiler
 from machine_code import disassembler
 from model_table import step_launches, step_ms
 
-from icnn.parts import NETWORKS
+from icnn.stages import NETWORKS
 from minicnn.kernels import reference
 
 ROW = [

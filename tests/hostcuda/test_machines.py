@@ -9,8 +9,8 @@ import pytest
 import standin
 import wheels
 
-from icnn import train
-from icnn.command import compilation_announced, run
+from icnn.cli import compilation_announced, run
+from icnn.train import __main__ as train
 from minicnn.kernels import BackendError, choose_backend, get_backend
 
 pytestmark = pytest.mark.usefixtures("device")

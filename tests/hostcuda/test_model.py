@@ -25,7 +25,7 @@ from gpu_model import (
 )
 from machine_code import Instruction, MachineLoop, Resources, compiler, disassemble, disassembler, find_loops
 
-from minicnn.kernels.gpu_tiles import OPTIONS, WARP, Loop, Tile
+from minicnn.kernels.cuda.tiles import OPTIONS, WARP, Loop, Tile
 
 BATCH = 10
 CONVOLUTIONS = distinct_convolutions()
@@ -90,7 +90,7 @@ def vectors(count: int) -> int:
 
 
 def correlation_loops(tile: Tile, channels: int, filters: int) -> Loop:
-    """What correlation.cu does, on average over warps and blocks."""
+    """What conv.cu does, on average over warps and blocks."""
     k, ro, rp = sizes_of(tile)
     images, rows, segments, groups = tile.geometry
     places = images * (rows + k - 1) * vectors(segments * rp + k - 1)
@@ -112,12 +112,12 @@ def correlation_loops(tile: Tile, channels: int, filters: int) -> Loop:
 
 
 def rows_are_a_loop(tile: Tile) -> bool:
-    """Whether correlation.cu leaves the rows of a window a loop; `check_body` makes sure of it."""
+    """Whether conv.cu leaves the rows of a window a loop; `check_body` makes sure of it."""
     return bool(tile.loops.inner[2].inner)
 
 
 def weight_gradient_loops(tile: Tile, channels: int, size: int) -> Loop:
-    """What weight_gradient.cu does, on average over warps and blocks."""
+    """What conv_weights.cu does, on average over warps and blocks."""
     k, _, rs = sizes_of(tile)
     chunk, parts, rows, columns, each = tile.geometry
     area, pixels = (rows + k - 1) * vectors(columns + k - 1), rows * columns

@@ -20,14 +20,14 @@ from conv_bench import distinct_convolutions
 from gpu_model import tile_of
 from machine_code import CompileError, Compiler, Resources, ToolMissing, compiler, cupy_options
 
-from minicnn.kernels.gpu_tiles import OPTIONS, SHARED, Tile, source
+from minicnn.kernels.cuda.tiles import OPTIONS, SHARED, Tile, source
 
 ARCHITECTURES = {12: (70, 75, 80, 90, 100, 120), 13: (75, 80, 90, 100, 120)}
 TARGETS = [(major, architecture) for major, all_of_it in ARCHITECTURES.items() for architecture in all_of_it]
 EVERYTHING = os.environ.get("ICNN_GATE") == "all"
 REGISTERS = 64 * 1024  # of a multiprocessor, on every architecture
 BLOCK = 256  # threads of kernels that no tile is chosen for
-FILES = sorted(path.name for path in (wheels.ROOT / "minicnn" / "kernels").glob("*.cu"))
+FILES = sorted(path.name for path in (wheels.ROOT / "minicnn" / "kernels" / "cuda").glob("*.cu"))
 
 
 def require(major: int) -> None:

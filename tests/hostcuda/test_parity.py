@@ -21,7 +21,7 @@ import wheels  # noqa: F401 - makes the benchmarks' modules importable
 from machine_code import cupy_options
 from standin_device import TEXTS
 
-from minicnn.kernels.gpu_tiles import OPTIONS
+from minicnn.kernels.cuda.tiles import OPTIONS
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_kernels_are_called_as_cupys(real):
 
 
 def test_subnormal_numbers_are_flushed_to_zero(real):
-    """What `gpu_tiles` says of its options, and machine_code compiles with."""
+    """What `tiles` says of its options, and machine_code compiles with."""
     compiler = inspect.getsource(importlib.import_module("cupy.cuda.compiler"))
     assert "options += ('-ftz=true',)" in compiler and "-ftz=true" in cupy_options(90, OPTIONS)
 

@@ -22,7 +22,7 @@ import numpy as np
 from minicnn import SGD, Graph, Plan
 from minicnn.kernels import get_backend
 from minicnn.layers import Conv2D, Input
-from minicnn.team import join, sharded_step, shards_of
+from minicnn.distributed import join, sharded_step, shards_of
 
 graph = Graph(preset="test", labels=2, size=6)
 graph.add("image", Input(1, 6, 6))

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import standin
 
-from icnn.dataset import SmithFolder, find_helen
-from icnn.pipeline import load_pipeline
-from icnn.stored import SHIPPED
+from icnn.data.folder import SmithFolder, find_helen
+from icnn.model.pipeline import load_pipeline
+from icnn.model.weights import SHIPPED
 
 COUNT = int(os.environ.get("ICNN_HOSTCUDA_FACES", 0))
 

@@ -1,0 +1,252 @@
+"""What all commands share: one-line errors, exit codes, signals, progress bars, threads, tables of text."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from icnn.errors import InputError
+from minicnn.checkpoint import CheckpointError
+from minicnn.distributed import TeamError, end_all, launched_rank
+from minicnn.kernels import BackendError
+
+Item = TypeVar("Item")
+
+MISTAKE, NOT_FINITE = 2, 3
+
+
+class NotFiniteError(RuntimeError):
+    """A loss became NaN or infinite; the text says what to try."""
+
+
+class StopError(Exception):
+    """Ctrl-C or SIGTERM came, and everything worth keeping is saved."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+    def add_backend(self) -> None:
+        """Add ``--backend NAME``."""
+        self.add_argument(
+            "--backend", default="auto", help="auto, numpy, numba, cupy or cublas (default: auto, the fastest)"
+        )
+
+    def add_weights(self, shipped: Path) -> None:
+        """Add ``--weights DIR``."""
+        self.add_argument(
+            "--weights",
+            type=Path,
+            default=shipped,
+            metavar="DIR",
+            help="RUN or RUN/weights (default: the shipped ones)",
+        )
+
+    def add_threads(self) -> None:
+        """Add ``--threads N``."""
+        self.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+
+    def add_memory(self) -> None:
+        """Add ``--memory SIZE``, which holds from the moment it is parsed."""
+        self.add_argument(
+            "--memory",
+            type=limited_memory,
+            metavar="SIZE",
+            help="what the process may allocate at most, for example 4G (default: no limit)",
+        )
+
+
+_LEAST_MEMORY = 512 << 20  # bytes: interpreter, compiled kernels, BLAS
+
+
+def limited_memory(text: str) -> int:
+    """Argument type: a size in M or G (2^20 and 2^30 bytes), to which the system keeps this process from now on."""
+    number, unit = text[:-1], text[-1:].upper()
+    if not number.isdecimal() or unit not in ("M", "G"):
+        raise argparse.ArgumentTypeError(f"expected a size such as 4G or 800M, got {text!r}")
+    size = int(number) << (20 if unit == "M" else 30)
+    if size < _LEAST_MEMORY:
+        raise argparse.ArgumentTypeError(
+            f"expected at least {_LEAST_MEMORY >> 20}M for the program itself, got {text!r}"
+        )
+    try:
+        import resource
+    except ImportError:
+        raise argparse.ArgumentTypeError("expected a system that can limit a process's memory, got none") from None
+    # NumPy's BLAS takes its work space when it is first used, and ends the process if it gets none.
+    np.dot(np.ones((64, 64)), np.ones((64, 64)))
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (size if most < 0 else min(size, most), most))
+    return size
+
+
+def positive(text: str) -> int:
+    """Argument type: a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """Argument type: a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+class Signals:
+    """Turns Ctrl-C and SIGTERM into a flag, so that work stops where it can be taken up again.
+
+    A second signal stops at once.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> "Signals":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number:
+            raise StopError(number)
+        self.number = number
+
+    def check(self) -> None:
+        """Raise StopError if a signal has come."""
+        if self.number:
+            raise StopError(self.number)
+
+
+def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
+    """`items` behind a progress bar on stderr; no bar when that is not a terminal."""
+    return tqdm(items, description, total, leave=False, disable=None, dynamic_ncols=True)
+
+
+def text_table(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Columns as wide as their widest cell; the first `left` of them begin at the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 success, 2 a user's mistake, 3 a loss became NaN, 130 / 143 stopped by a signal.
+
+    Of processes that an MPI launcher has started, the first that fails ends all: the others wait for it.
+    """
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        print(f"{name}: warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+    text = ""
+    try:
+        code = main(argv)
+    except (InputError, CheckpointError, BackendError, TeamError) as error:
+        code, text = MISTAKE, str(error)
+    except NotFiniteError as error:
+        code, text = NOT_FINITE, str(error)
+    except StopError as stop:
+        code, text = 128 + stop.number, f"stopped by {stop}"
+    except KeyboardInterrupt:
+        code, text = 128 + signal.SIGINT, "stopped by SIGINT"
+    except BrokenPipeError:  # `command | head`: whoever read us has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        code, text = MISTAKE, f"{where}{error.strerror or error}"
+    except MemoryError:
+        code, text = MISTAKE, "out of memory; try fewer faces, a smaller batch, or a larger --memory"
+    except Exception:
+        if launched_rank() is None:
+            raise
+        code, text = 1, traceback.format_exc()  # nobody may wait for a process that is gone
+    if code:
+        sys.stdout.flush()
+        end_all(code, lambda: _complain(name, text), _PRECEDENCE)
+    raise SystemExit(code)
+
+
+class _Compilations(logging.Handler):
+    """Says that kernels are being compiled: once when it begins, once when it is over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = 0.0
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING:
+            print(f"warning: {record.getMessage()}", file=sys.stderr)
+            return
+        if not self.started:
+            self.started = time.perf_counter()
+            print("compiling kernels, once: half a minute at most", file=sys.stderr, flush=True)
+        self.count += record.getMessage().startswith("compiled")
+
+
+@contextmanager
+def compilation_announced() -> Iterator[None]:
+    """While it lasts, a backend that compiles kernels says so on stderr, and how long that took."""
+    logger, handler = logging.getLogger("minicnn.kernels"), _Compilations()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        if handler.count:
+            seconds = time.perf_counter() - handler.started
+            print(f"compiled {handler.count} kernels in {seconds:.0f} s", file=sys.stderr)
+
+
+#: Seconds that the other processes leave to the first one's error, since mostly all fail alike.
+_PRECEDENCE = 5.0
+
+
+def _complain(name: str, text: str) -> None:
+    if not text:
+        return
+    if rank := launched_rank():
+        name = f"{name}: process {rank}"
+    print(f"{name}: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def existing_folder(text: str) -> Path:
+    """Argument type: a folder that exists."""
+    path = Path(text)
+    if not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: expected a folder, found none")
+    return path

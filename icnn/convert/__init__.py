@@ -1,0 +1,1 @@
+"""``python -m icnn.convert``: other data sets as a folder to train on."""

@@ -1,0 +1,1 @@
+"""Photographs and labels: read, resampled, augmented, written, drawn."""

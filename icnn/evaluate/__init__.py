@@ -1,0 +1,1 @@
+"""``python -m icnn.evaluate``: score weights on faces with labels."""

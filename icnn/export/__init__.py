@@ -1,0 +1,1 @@
+"""``python -m icnn.export``: networks as ONNX files."""

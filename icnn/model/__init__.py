@@ -1,0 +1,1 @@
+"""The network and the two-stage method: from a photograph's pixels to label maps."""

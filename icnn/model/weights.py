@@ -1,0 +1,108 @@
+"""The file of one network's weights: what it says besides its parameters, and why it is refused."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from icnn.errors import InputError
+from icnn.model.modulation import Pair
+from icnn.model.network import PRESETS, icnn_graph
+from icnn.stages import NETWORKS, PATCHES
+from minicnn import Graph
+from minicnn.checkpoint import CheckpointError, check_fit, load_tensors
+
+#: The weights that come with the package.
+SHIPPED = Path(__file__).parents[1] / "weights"
+
+
+class StoredNetwork(NamedTuple):
+    """One network as its training left it.
+
+    Attributes
+    ----------
+    graph : Graph
+    parameters : dict of str to float32 array
+        By the names of the graph's parameters.
+    pair : (beta, beta0)
+        Background modulation (Sec. 4.2); (1, 0) if it was not fitted.
+    layout : (6, 2) float64 or None
+        Usual part centres in a stage-1 square of side 1, if the file says.
+    side : float or None
+        Larger side of the photographs it was trained on, pixels, if the file says.
+    average, recentre
+        How `icnn.model.pipeline.Pipeline` was set when the pair was fitted.
+    metadata : dict of str to str
+        All that the file says besides.
+    card : dict
+        What the training said of the weights: data, terms, scores, config; empty if it said nothing.
+    """
+
+    graph: Graph
+    parameters: dict[str, np.ndarray]
+    pair: Pair
+    layout: np.ndarray | None
+    side: float | None
+    average: bool
+    recentre: float
+    metadata: dict[str, str]
+    card: dict[str, Any]
+
+
+def _weights_folder(folder: Path) -> Path:
+    """RUN/weights of a RUN, or a folder of weights itself.
+
+    Raises
+    ------
+    InputError
+        If there is no such folder.
+    """
+    inside = folder / "weights"
+    if inside.is_dir():
+        return inside
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
+    return folder
+
+
+def read_network(folder: Path, name: str) -> StoredNetwork:
+    """Read one network of a folder of weights.
+
+    Raises
+    ------
+    InputError
+        If its file is missing, damaged, or of another network.
+    """
+    path = _weights_folder(folder) / f"{name}.safetensors"
+    try:
+        return _read(path, name)
+    except (CheckpointError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        text = str(error)
+        raise InputError(text if str(path) in text else f"{path}: {text}") from None
+
+
+def _read(path: Path, name: str) -> StoredNetwork:
+    parameters, metadata = load_tensors(path)
+    preset = metadata.get("preset", "")
+    if preset not in PRESETS:
+        raise CheckpointError(f"{path}: expected a preset of {', '.join(PRESETS)} inside, got {preset!r}")
+    graph = icnn_graph(NETWORKS[name].labels, NETWORKS[name].size, preset)
+    check_fit(path, parameters, graph.parameter_shapes)
+    if metadata.get("network", name) != name:
+        raise CheckpointError(f"{path}: expected weights of {name}, got those of {metadata['network']}")
+    layout = side = None
+    if "layout" in metadata:
+        layout = np.array(json.loads(metadata["layout"]), np.float64).reshape(len(PATCHES), 2)
+    if "side" in metadata:
+        side = float(metadata["side"])
+    pair = float(metadata.get("beta", 1)), float(metadata.get("beta0", 0))
+    recentre = float(metadata.get("recentre", 0))
+    numbers = [*pair, recentre, *(() if layout is None else layout.ravel()), *(() if side is None else (side,))]
+    if not np.isfinite(numbers).all() or (side is not None and side <= 0):
+        raise CheckpointError(f"{path}: expected finite beta, beta0, layout and recentre, and a side above 0")
+    card = json.loads(metadata.get("card", "{}"))
+    if not isinstance(card, dict) or not all(isinstance(card.get(key, ""), str) for key in ("data", "terms")):
+        raise CheckpointError(f"{path}: expected a card with texts for data and terms, got something else")
+    average = metadata.get("average") == "True"
+    return StoredNetwork(graph, parameters, pair, layout, side, average, recentre, metadata, card)

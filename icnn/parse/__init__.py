@@ -1,0 +1,1 @@
+"""``python -m icnn.parse``: label the faces of photographs."""

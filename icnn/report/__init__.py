@@ -1,0 +1,1 @@
+"""``python -m icnn.report``: compare runs; the page of one run."""

@@ -1,0 +1,1 @@
+"""``python -m icnn.serve``: a local page to parse photographs on."""

@@ -1,0 +1,1 @@
+"""``python -m icnn.synthetic``: drawn faces with exact labels."""

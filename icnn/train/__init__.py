@@ -1,0 +1,1 @@
+"""``python -m icnn.train``: train the five networks."""

@@ -1,0 +1,254 @@
+"""``python -m icnn.train``: train the five networks, fit the modulation, evaluate end to end, write the report."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from icnn.cli import Parser, Signals, existing_folder, progress, run
+from icnn.config import Config, config_text, load_config, recipes
+from icnn.data.folder import Face, SmithFolder
+from icnn.errors import InputError
+from icnn.evaluate.baselines import ColourClassifier, ConstantPrior
+from icnn.evaluate.metrics import confusion, f_measures
+from icnn.evaluate.scoring import Evaluation, evaluate, fit_pairs
+from icnn.model.modulation import PLAIN, Fit
+from icnn.model.pipeline import Pipeline, load_pipeline
+from icnn.report.page import format_table, write_report
+from icnn.report.showcase import pipeline_example, result_examples
+from icnn.stages import NETWORKS
+from icnn.synthetic.faces import synthetic_faces
+from icnn.train.batches import require_parts
+from icnn.train.run_folder import Run, write_json
+from icnn.train.trainer import shard_count, train_network
+from minicnn.checkpoint import load_tensors, save_tensors
+from minicnn.distributed import Team, join
+from minicnn.kernels import choose_backend
+from minicnn.plan import VERSION
+
+#: Training and validation images of the paper (Sec. 4.1).
+PAPER_SPLIT = (2000, 230)
+
+
+class Splits(NamedTuple):
+    """Faces to train on, to validate on and to evaluate, and a sentence that says where they come from."""
+
+    exemplars: list[Face]
+    tuning: list[Face]
+    evaluated: list[Face]
+    source: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see ``--help``."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.resume and (options.out or options.config):
+        parser.error("--resume RUN has its own folder and settings: leave out --out, --config")
+    team = join()
+    with Signals() as signals, ExitStack() as held:
+        the_run = Run(options.resume) if options.resume else Run.new(options.out)
+        config = _settings(options, the_run, team)
+        if options.resume and team.rank == 0:
+            held.enter_context(the_run.locked())
+        backend, reason = choose_backend(options.backend)
+        _say(team, f"{the_run.folder}: {reason}")
+        splits = load_splits(config)
+        require_parts(splits.exemplars)
+        faces = digest_of([*splits.exemplars, *splits.tuning])
+        require_same(team, config, faces)
+        if options.resume:
+            the_run.require_faces(faces)
+        signals.check()
+        if team.rank == 0:
+            if not options.resume:  # nothing is written before all that a user can get wrong is checked
+                held.enter_context(the_run.locked())
+                the_run.require_new()  # another process may have been faster
+            the_run.open(config)
+            the_run.note_faces(faces)
+        for name in NETWORKS:
+            done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals, team)
+            _say(team, f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}")
+        if team.rank == 0:
+            _evaluate(the_run, config, splits, backend, signals)
+    return 0
+
+
+def _say(team: Team, text: str) -> None:
+    if team.rank == 0:
+        print(text, flush=True)
+
+
+def digest_of(faces: Sequence[Face]) -> str:
+    """SHA-256 of names, photographs and part maps."""
+    digest = hashlib.sha256()
+    for face in faces:
+        digest.update(face.name.encode())
+        digest.update(face.pixels.data)
+    return digest.hexdigest()
+
+
+def require_same(team: Team, config: Config, faces: str) -> None:
+    """Make sure that all processes of a team have the same settings, faces (their digest) and program.
+
+    Raises
+    ------
+    InputError
+        If not, in every process; or if the batches cannot be shared by so many.
+    """
+    for network in NETWORKS:
+        shard_count(config.for_network(network)[0], team)
+    settings = config_text(replace(config, data="", threads=0))
+    for what, text in (("settings", settings), ("versions of the program", VERSION), ("faces", faces)):
+        number = zlib.crc32(text.encode())
+        if team.most(number) != -team.most(-number):
+            raise InputError(f"expected the same {what} in all {team.size} processes, got others in some of them")
+
+
+def _evaluate(the_run: Run, config: Config, splits: Splits, backend: str, signals: Signals) -> None:
+    """Fit the modulation, parse the split that is asked for, and write weights with their card, figures and report."""
+    pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
+    pipeline.average, pipeline.recentre = config.evaluate.average, config.evaluate.recentre
+    fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
+    for name in NETWORKS:
+        beta, beta0 = pipeline.pairs.get(name, PLAIN)
+        _add_metadata(the_run, name, beta=beta, beta0=beta0, average=pipeline.average, recentre=pipeline.recentre)
+    result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals)
+    _write_results(the_run, config, splits, pipeline, fits, result)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m icnn.train",
+        description="Train stage 1 and the four stage-2 networks, fit the background modulation on the tuning split, "
+        "evaluate end to end and print the table. Without --data: synthetic faces, minutes on two cores.",
+    )
+    parser.add_argument("--data", type=existing_folder, metavar="DIR", help="faces in the layout of Smith et al.")
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE",
+        help=f"settings: one of the recipes {', '.join(recipes())}, or a TOML file (default: default)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="one setting, for example train.steps=1000",
+    )
+    parser.add_argument("--out", type=Path, metavar="RUN", help="new folder (default: runs/<date-time>)")
+    parser.add_argument("--resume", type=existing_folder, metavar="RUN", help="go on with a training that was stopped")
+    parser.add_backend()
+    parser.add_argument("--final", action="store_true", help="evaluate the testing split")
+    parser.add_threads()
+    parser.add_memory()
+    return parser
+
+
+def _settings(options, the_run: Run, team: Team) -> Config:
+    """The settings of the run; options given on the command line win over the configuration."""
+    config = load_config(the_run.config_path if options.resume else options.config, options.set)
+    if options.data:
+        config = replace(config, data=str(options.data.resolve()))
+    if options.threads:
+        config = replace(config, threads=options.threads)
+    elif team.threads:
+        config = replace(config, threads=team.threads)
+    if options.final:
+        config = replace(config, evaluate=replace(config.evaluate, split="testing"))
+    return config
+
+
+def load_splits(config: Config) -> Splits:
+    """Read or draw the faces, each once; all networks share them."""
+    split = config.evaluate.split
+    if config.data:
+        folder = SmithFolder(config.data)
+        exemplars, tuning = folder.load_split("exemplars"), folder.load_split("tuning")
+        known = {"exemplars": exemplars, "tuning": tuning}
+        evaluated = known[split] if split in known else folder.load_split(split)
+        source = (
+            f"photographs in {Path(config.data).name}: {len(exemplars)} to train on, {len(tuning)} to validate on, "
+            f"F from {len(evaluated)} of {split}"
+        )
+        if (len(exemplars), len(tuning)) != PAPER_SPLIT:
+            source += "; not the paper's split, so its figures are a yardstick, not a comparison"
+        return Splits(exemplars, tuning, evaluated, source)
+    counts = config.synthetic
+    drawn = {
+        name: synthetic_faces(getattr(counts, name), counts.seed, name)
+        for name in progress(dict.fromkeys(("exemplars", "tuning", split)), "drawing faces")
+    }
+    source = (
+        f"synthetic faces, seed {counts.seed}: {counts.exemplars} to train on, {counts.tuning} to validate on, "
+        f"F from {len(drawn[split])} of {split}"
+    )
+    return Splits(drawn["exemplars"], drawn["tuning"], drawn[split], source)
+
+
+def _add_metadata(the_run: Run, name: str, **metadata: object) -> None:
+    """Write more about the weights of one network into their file."""
+    path = the_run.weights_path(name)
+    tensors, known = load_tensors(path)
+    save_tensors(path, tensors, {**known, **metadata}, sealed=True)
+
+
+def _card(config: Config, splits: Splits, summary: dict[str, Any]) -> str:
+    """What the weights say of themselves, JSON: settings, data, scores, terms."""
+    settings = replace(config, data="")  # a path of this machine means nothing elsewhere
+    about = {"data": config.card.data or splits.source, "terms": config.card.terms}
+    return json.dumps({**about, "scores": summary, "config": config_text(settings)})
+
+
+def baseline_scores(splits: Splits) -> dict[str, dict[str, float | None]]:
+    """F of two classifiers that do not look at shapes: how far colour and position alone carry."""
+    scores = {}
+    for title, baseline in (("constant prior", ConstantPrior()), ("colour classifier", ColourClassifier())):
+        baseline.fit(splits.exemplars)
+        matrices = [confusion(face.labels(), baseline.predict(face)) for face in splits.evaluated]
+        scores[title] = f_measures(np.sum(matrices, axis=0))
+    return scores
+
+
+def _write_results(
+    the_run: Run,
+    config: Config,
+    splits: Splits,
+    pipeline: Pipeline,
+    fits: dict[str, Fit],
+    result: Evaluation,
+) -> None:
+    summary = result.summary(config.evaluate.split)
+    card = _card(config, splits, summary)
+    for name in NETWORKS:
+        _add_metadata(the_run, name, card=card)
+    baselines = baseline_scores(splits)
+    modulation = {
+        name: {"beta": fit.pair[0], "beta0": fit.pair[1], "before": fit.before, "after": fit.after}
+        for name, fit in fits.items()
+    }
+    details = {"source": splits.source, **result.details(), "baselines": baselines, "modulation": modulation}
+    write_json(the_run.folder / "evaluation.json", summary)
+    write_json(the_run.folder / "details.json", details)
+    write_report(
+        the_run.folder / "report.html",
+        title=f"iCNN: {the_run.folder.name}",
+        evaluation=summary,
+        details=details,
+        log=the_run.read_log(),
+        config_text=config_text(config),
+        examples=result_examples(pipeline, splits.evaluated, result.per_image["predicted"]),
+        pipeline=pipeline_example(pipeline, splits.evaluated, result.per_image["predicted"]),
+    )
+    print(format_table(summary, baselines.items(), splits.source))
+    print(f"\nweights, figures and report: {the_run.folder}/weights, evaluation.json, report.html")
+
+
+if __name__ == "__main__":
+    run(main, "icnn.train")

@@ -1,0 +1,143 @@
+"""A training that goes on, as a page that reloads itself: how far it is, validation crops, curves.
+
+It stands where the run's report will be. Everything in it is read from the
+run's folder, so a resumed training loses nothing of it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from icnn.config import Config, config_text
+from icnn.data.overlay import label_picture
+from icnn.model.network import icnn_graph
+from icnn.report.charts import count, decimals, digits, esc, figure, picture, table, table_row
+from icnn.report.page import best_of, entries_of, training_curves, write_page
+from icnn.stages import NETWORKS
+from icnn.train.batches import Batch
+from icnn.train.run_folder import Run
+from minicnn.checkpoint import atomic_path
+
+CROPS = 6  # of the validation crops that are shown
+_RELOAD = 20  # seconds
+_RECENT = 5  # validations that tell the pace
+
+
+def shown_crops(validation: Batch, most: int) -> np.ndarray:
+    """Numbers of at most so many validation crops, spread over all of them."""
+    return np.unique(np.linspace(0, len(validation.images) - 1, most).round().astype(int))
+
+
+def save_crops(the_run: Run, network: str, step: int, validation: Batch, labels: np.ndarray) -> None:
+    """Write RUN/validation/NETWORK-STEP.png: crops as the network sees them, its labels, the truth.
+
+    Parameters
+    ----------
+    the_run : Run
+    network : str
+    step : int
+    validation : Batch
+        Images (n, 3, S, S) as they enter the network: mean 0, deviation 1.
+    labels : (n, S, S) integers
+        The network's own, of the same crops.
+    """
+    ids = np.array((0, *NETWORKS[network].ids), np.uint8)
+    images = np.clip(128 + 56 * validation.images, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    rows = images, label_picture(ids[labels]), label_picture(ids[validation.labels])
+    sheet = np.vstack([np.hstack(list(row)) for row in rows])
+    with atomic_path(the_run.folder / "validation" / f"{network}-{step:06}.png") as path:
+        Image.fromarray(sheet).save(path, "PNG")
+
+
+def seconds_left(log: Sequence[Mapping[str, Any]], config: Config) -> float | None:
+    """What is left of all networks' steps, at the pace of the last validations; None before there is one.
+
+    Networks are trained in turn, so those before the one that is at work are done, however early they stopped. A step's
+    time goes with its multiplications.
+    """
+    begun = [name for name in NETWORKS if entries_of(log, name)]
+    if not begun:
+        return None
+    paces = [
+        1 / (entry["images_per_second"] * _work(entry["network"], config))
+        for entry in log
+        if entry.get("network") in begun and entry.get("images_per_second")
+    ]
+    if not paces:
+        return None
+    ahead, names = 0.0, list(NETWORKS)
+    for name in names[names.index(begun[-1]) :]:
+        train, _ = config.for_network(name)
+        done = entries_of(log, name)[-1][0] if name == begun[-1] else 0
+        ahead += max(0.0, train.steps - done) * train.batch * _work(name, config)
+    return ahead * float(np.median(paces[-_RECENT:]))
+
+
+def _work(name: str, config: Config) -> float:
+    """Multiplications of a network's convolutions for one image."""
+    network = NETWORKS[name]
+    graph = icnn_graph(network.labels, network.size, config.network.preset)
+    planes = {node.name: math.prod(node.shape[1:]) for node in graph.nodes.values()}
+    return sum(
+        math.prod(shape) * planes[key.rpartition("/")[0]]
+        for key, shape in graph.parameter_shapes.items()
+        if key.endswith("/weight")
+    )
+
+
+def duration(seconds: float) -> str:
+    """About how long, in words."""
+    minutes = max(1, round(seconds / 60))
+    hours, rest = divmod(minutes, 60)
+    return count(minutes, "minute") if not hours else f"{count(hours, 'hour')} {count(rest, 'minute')}"
+
+
+def write_progress(the_run: Run, config: Config) -> None:
+    """Write RUN/report.html of a training that goes on."""
+    log = the_run.read_log()
+    left = seconds_left(log, config)
+    at = datetime.now().strftime("%H:%M:%S")
+    text = f"Training, as of {at}. " + (
+        f"About {duration(left)} left at this pace, then the evaluation." if left else ""
+    )
+    sections = (
+        ("Networks", _networks(log, config)),
+        ("Validation crops", _crops(the_run)),
+        ("Training", training_curves(log)),
+        ("Configuration", f"<pre>{esc(config_text(config))}</pre>"),
+    )
+    title = f"iCNN: {the_run.folder.name}"
+    write_page(the_run.folder / "report.html", title, f"<p>{esc(text)}</p>", sections, reload=_RELOAD)
+
+
+def _networks(log: Sequence[Mapping[str, Any]], config: Config) -> str:
+    rows = []
+    for name in NETWORKS:
+        entries, (train, _) = entries_of(log, name), config.for_network(name)
+        step, last = entries[-1] if entries else (0, {})
+        best = best_of(log, name)
+        loss, speed = decimals(last.get("validation_loss")), decimals(last.get("images_per_second"), 0)
+        rows.append(table_row(name, (f"{step:,.0f} of {train.steps:,}", digits(best and best[0]), loss, speed)))
+    return table(["", "steps", "best validation F", "validation loss", "images/s"], "".join(rows))
+
+
+def _crops(the_run: Run) -> str:
+    """The newest sheet of each network; the page has the pictures inside."""
+    latest: dict[str, Path] = {}
+    for path in sorted((the_run.folder / "validation").glob("*.png")):
+        latest[path.stem.rpartition("-")[0]] = path
+    figures = []
+    for name in NETWORKS:
+        if path := latest.get(name):
+            with Image.open(path) as sheet:
+                image = picture(np.asarray(sheet.convert("RGB")), f"validation crops of {name}", True)
+            figures.append(figure(image, f"{name}, step {int(path.stem.rpartition('-')[2]):,}"))
+    if not figures:
+        return ""
+    text = "<p>What the network sees, its labels, the truth. Earlier ones are in validation/.</p>"
+    return f'{text}<div class="sheets">{"".join(figures)}</div>'

@@ -1,0 +1,216 @@
+"""The folder of a training: settings, weights, log, state to go on from."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from icnn.config import Config, save_config
+from icnn.errors import InputError
+from icnn.stages import NETWORKS
+from minicnn.checkpoint import CheckpointError, atomic_path, load_tensors, remove_unfinished, save_tensors
+
+
+@dataclass
+class Progress:
+    """How far one network's training has come, besides its parameters.
+
+    Attributes
+    ----------
+    step : updates made
+    best_f, best_step : best validation F and when it was seen
+    checks_since_best : validations since then
+    rises : rises of the validation loss in a row
+    validation_loss : of the last validation
+    loss_sum, loss_count : of the training loss since the last validation
+    finished : whether training is over
+    """
+
+    step: int = 0
+    best_f: float = -1.0
+    best_step: int = 0
+    checks_since_best: int = 0
+    rises: int = 0
+    validation_loss: float = float("inf")
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    finished: bool = False
+
+    def sound(self) -> bool:
+        """Whether every value is of its type, as what comes from a file need not be."""
+        kinds = {int: (int,), float: (int, float), bool: (bool,)}
+        return all(type(getattr(self, one.name)) in kinds[type(one.default)] for one in fields(self))
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write `data` as JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+
+
+class Run:
+    """One RUN folder; see the README for what lies where.
+
+    Parameters
+    ----------
+    folder : Path
+        Made by `open`, or of an earlier training.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @classmethod
+    def new(cls, folder: Path | None) -> "Run":
+        """A run in a folder that is yet to be made (default runs/<date-time>).
+
+        Raises
+        ------
+        InputError
+            If the folder exists and is not empty.
+        """
+        run = cls(folder or Path("runs", datetime.now().strftime("%Y-%m-%d_%H-%M-%S")))
+        run.require_new()
+        return run
+
+    def require_new(self) -> None:
+        """Raise InputError if there is anything in the folder, but for what a killed process leaves in a new one."""
+        folder = self.folder
+        if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
+            raise InputError(f"{folder}: expected a new or empty folder; --resume {folder} goes on with a training")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While it lasts, no other process can hold this run; the system ends it with the process, however it ends.
+
+        Raises
+        ------
+        InputError
+            If another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"{self.folder}: another process trains in this folder; wait for it to end") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def config_path(self) -> Path:
+        """Where the settings of an earlier training lie.
+
+        Raises
+        ------
+        InputError
+            If the folder is no run.
+        """
+        path = self.folder / "config.toml"
+        if not path.is_file():
+            raise InputError(f"{self.folder}: expected the folder of a training with its config.toml, found none")
+        return path
+
+    def open(self, config: Config) -> None:
+        """Write config.toml, make what is missing of the folder, and clear away what a kill has left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self.folder / "config.toml") as path:  # first: with it the folder is one that can be resumed
+            save_config(config, path)
+        for name in ("", "weights", "state", "validation"):
+            (self.folder / name).mkdir(exist_ok=True)
+            remove_unfinished(self.folder / name)
+
+    def note_faces(self, digest: str) -> None:
+        """Remember what the training is about, for `require_faces`."""
+        write_json(self._faces, digest)
+
+    def require_faces(self, digest: str) -> None:
+        """Make sure that a training goes on with the faces it began with.
+
+        Raises
+        ------
+        InputError
+            If its exemplars or tuning images are others now.
+        """
+        if self._faces.exists() and self._faces.read_text("utf-8", errors="replace") != f'"{digest}"\n':
+            raise InputError(
+                f"{self.folder}: expected the exemplars and tuning images that this training began with, got others; "
+                f"put them back, or begin a new run"
+            )
+
+    @property
+    def _faces(self) -> Path:
+        return self.folder / "state" / "faces.json"
+
+    def weights_path(self, network: str) -> Path:
+        """Where the weights of one network lie."""
+        return self.folder / "weights" / f"{network}.safetensors"
+
+    # ---- log.jsonl
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Append one line, which is on the disk when this returns."""
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All whole lines; one that a kill has cut off, or that is none of ours, is dropped."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+        return [entry for line in lines if (entry := _log_entry(line)) is not None]
+
+    def forget_log(self, network: str, after: int) -> None:
+        """Drop a network's lines later than step `after`, and what is left of one: a resumed training writes them."""
+        kept = [entry for entry in self.read_log() if entry["network"] != network or entry["step"] <= after]
+        with atomic_path(self.folder / "log.jsonl") as path:
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+    # ---- state/NETWORK.safetensors
+
+    def save_state(self, network: str, tensors: Mapping[str, np.ndarray], progress: Progress) -> None:
+        """Write what `load_state` reads."""
+        path = self.folder / "state" / f"{network}.safetensors"
+        save_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
+
+    def load_state(self, network: str) -> tuple[dict[str, np.ndarray], Progress] | None:
+        """Tensors and progress of one network, or None before its first state.
+
+        Raises
+        ------
+        minicnn.checkpoint.CheckpointError
+            If the file is damaged.
+        """
+        path = self.folder / "state" / f"{network}.safetensors"
+        if not path.exists():
+            return None
+        tensors, metadata = load_tensors(path)
+        try:
+            progress = Progress(**json.loads(metadata["progress"]))
+        except (KeyError, TypeError, ValueError, RecursionError):
+            progress = None
+        if progress is None or not progress.sound():
+            raise CheckpointError(f"{path}: expected the state of a training with its progress, found none")
+        return tensors, progress
+
+
+def _log_entry(line: str) -> dict[str, Any] | None:
+    """A line of log.jsonl: a network, a step, and finite numbers; None for anything else."""
+    try:
+        entry = json.loads(line)
+        numbers = {key: value for key, value in entry.items() if key != "network" and value is not None}
+        sound = entry["network"] in NETWORKS and type(entry["step"]) is int
+        return entry if sound and all(math.isfinite(value) for value in numbers.values()) else None
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
+        return None

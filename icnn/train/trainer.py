@@ -1,0 +1,334 @@
+"""One network's training (Sec. 2.5 and 4.2): batches, SGD, validation, early stopping, states."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from tqdm import tqdm
+
+from icnn.cli import NotFiniteError, Signals, StopError, compilation_announced
+from icnn.config import Config, Train
+from icnn.data.folder import Face
+from icnn.data.geometry import Letterbox
+from icnn.errors import InputError
+from icnn.evaluate.metrics import confusion, mean_f
+from icnn.model.centres import mean_layout, part_centres
+from icnn.model.network import icnn_graph
+from icnn.stages import NETWORKS
+from icnn.train.batches import WEIGHTS, Batch, Batches, samples_of, spawned, validation_batch
+from icnn.train.live import CROPS, save_crops, shown_crops, write_progress
+from icnn.train.run_folder import Progress, Run
+from minicnn import SGD, Plan
+from minicnn.distributed import ALONE, Team, sharded_step, shards_of
+from minicnn.sgd import Constant, Cosine, Schedule
+
+
+def train_network(
+    name: str,
+    faces: Sequence[Face],
+    validation_faces: Sequence[Face],
+    config: Config,
+    run: Run,
+    backend: str,
+    signals: Signals,
+    team: Team = ALONE,
+) -> Progress:
+    """Train one network and write its weights; goes on from the run's state if there is one.
+
+    Of a team all processes call this, with the same arguments; the first one writes.
+
+    Raises
+    ------
+    InputError
+        If the faces have none of the network's parts.
+    NotFiniteError
+        If the loss becomes NaN or infinite; the run's state is the last good one.
+    StopError
+        After a signal; the run's state is that of this very step.
+    """
+    team.wait()  # for what the first has written of the network before
+    if (state := run.load_state(name)) is not None and state[1].finished:
+        return state[1]
+    team.wait()  # until all have read the state that the first will overwrite
+    train, augment = config.for_network(name)
+    samples = samples_of(name, faces, train.centre)
+    validation = validation_batch(samples_of(name, validation_faces, train.centre), train)
+    trainer = Trainer(name, train, config, run, backend, validation, team)
+    if state is not None:
+        trainer.restore(*state)
+    batches = Batches(name, samples, train, augment, config.seed)
+    metadata = {"network": name}
+    if name == "stage1":
+        metadata["layout"] = _layout(faces, train.centre)
+        metadata["side"] = str(np.mean([max(face.pixels.shape[:2]) for face in faces]))
+    trainer.train(batches, signals)
+    if team.rank == 0:
+        trainer.plan.save(run.weights_path(name), **metadata)
+    return trainer.finish()  # after the weights: a kill between the two makes them again
+
+
+def _layout(faces: Sequence[Face], rule: str) -> str:
+    """Mean part centres of the training faces, for the fallback of stage 1's weights."""
+    size = NETWORKS["stage1"].size
+    centres = [part_centres(face.labels(), rule) for face in faces]
+    boxes = [Letterbox.of(face.pixels.shape[0], face.pixels.shape[1], size) for face in faces]
+    return json.dumps(mean_layout(centres, boxes, size).round(4).tolist())
+
+
+_LOSSES_A_READ = 16  # steps
+_AVERAGE_EVERY = 8  # steps
+
+
+class Trainer:
+    """The loop around a plan's steps.
+
+    Parameters
+    ----------
+    name : str
+    train : Train
+    config : Config
+    run : Run
+    backend : str
+    validation : Batch
+    team : Team
+        Processes that train together; all but the first write nothing.
+
+    Raises
+    ------
+    InputError
+        If the batch cannot be cut into the shards, or the shards not be shared by the team.
+    """
+
+    def __init__(
+        self, name: str, train: Train, config: Config, run: Run, backend: str, validation: Batch, team: Team = ALONE
+    ):
+        network = NETWORKS[name]
+        graph = icnn_graph(network.labels, network.size, config.network.preset)
+        seed = spawned(config.seed, name, WEIGHTS)
+        self._team = team
+        self._shards = own_shards(train, self._team)
+        largest = max(shard.stop - shard.start for shard in shards_of(train.batch, shard_count(train, self._team)))
+        self.plan = Plan(graph, largest, backend, seed=seed, threads=config.threads or None)
+        self._name = name
+        self._train = train
+        self._config = config
+        self._run = run
+        self._validation = validation
+        shown = shown_crops(validation, min(CROPS, largest))
+        self._shown = Batch(*(array[shown] for array in validation))
+        self._optimiser = SGD(schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink)
+        self._best = self.plan.state()["values"]
+        self._average = self._best.astype(np.float64)  # used if `train.average` asks for it
+        self._progress = Progress()
+        self._losses: list = []  # of the last steps, still on the device
+
+    def restore(self, tensors: dict[str, np.ndarray], progress: Progress) -> None:
+        """Go on from a state of the run."""
+        self._best = tensors["best"]
+        self._average = tensors.get("average", self._average)  # there if the settings ask for it
+        self._progress = progress
+        self.plan.restore(tensors, progress.step)
+        if self._team.rank == 0:
+            self._run.forget_log(self._name, progress.step)
+
+    @property
+    def _over(self) -> bool:
+        """Whether the last step is made, or a stopping rule applied at the last validation."""
+        progress, settings = self._progress, self._train
+        return (
+            progress.step >= settings.steps
+            or bool(settings.patience and progress.checks_since_best >= settings.patience)
+            or bool(settings.stop_after_rises and progress.rises >= settings.stop_after_rises)
+        )
+
+    def train(self, batches: Batches, signals: Signals) -> None:
+        """Run to the last step or until a stopping rule applies; then the plan holds the weights to keep."""
+        progress, steps = self._progress, self._train.steps
+        if progress.step == 0:
+            self._save()
+        bar = tqdm(total=steps, initial=progress.step, desc=self._name, unit="step", disable=None, dynamic_ncols=True)
+        started, seen = time.perf_counter(), 0
+        pictured = batches.epochs(progress.step)
+        stop = progress.step if self._over else steps
+        part = slice(self._shards[0].start, self._shards[-1].stop)
+        with bar:
+            for batch in batches.ahead(progress.step, stop, part=part):
+                if number := self._team.most(signals.number):  # all stop at the same step
+                    self._read_losses()
+                    self._save()
+                    raise StopError(number)
+                with compilation_announced():
+                    self._step(batch)
+                seen += self._train.batch
+                speed = seen / (time.perf_counter() - started)
+                validate = progress.step % self._train.validate_every == 0 or progress.step == steps
+                if validate or len(self._losses) == _LOSSES_A_READ:
+                    self._read_losses()
+                    loss = progress.loss_sum / progress.loss_count
+                    bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", False)
+                    if batches.epochs(progress.step) > pictured and not validate:
+                        with self._as_kept():
+                            labels = self._labels_of_shown()
+                        self._picture(labels)
+                        pictured = batches.epochs(progress.step)
+                bar.update()
+                if validate:
+                    self._validate(speed)
+                    self._save()
+                    started, seen = time.perf_counter(), 0
+                    if self._over:
+                        break
+        kept = self._best if self._train.keep == "best" else self._candidate()
+        self.plan.restore({**self.plan.state(), "values": kept}, progress.step)
+
+    def finish(self) -> Progress:
+        """Note that the weights are where they belong."""
+        self._progress.finished = True
+        self._save()
+        return self._progress
+
+    def _step(self, batch: Batch) -> None:
+        if self._team.size == len(self._shards) == 1:
+            loss = self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights)
+        else:
+            first = self._shards[0].start
+            places = [slice(shard.start - first, shard.stop - first) for shard in self._shards]
+            parts = [[array[place] for array in batch] for place in places]
+            loss = sharded_step(self.plan, parts, self._optimiser, self._team)
+        self._losses.append(loss.copy())
+        self._progress.step += 1
+        if self._train.average and self._progress.step % _AVERAGE_EVERY == 0:
+            # early on the average is over few steps, so that the first weights do not stay in it for long
+            decay = min(self._train.average, 1 - 10 / (10 + self._progress.step)) ** _AVERAGE_EVERY
+            self._average += (1 - decay) * (self.plan.state()["values"] - self._average)
+
+    def _read_losses(self) -> None:
+        """Add up the losses of the last steps: once in a while, since a GPU is waited for."""
+        losses, self._losses = self._losses, []
+        for step, loss in enumerate(map(float, losses), self._progress.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise NotFiniteError(
+                    f"{self._name}: the loss became {loss} at step {step}; the state of the last "
+                    f"validation is kept in {self._run.folder}; try --resume {self._run.folder} --set "
+                    f"{self._name}.train.lr={self._train.lr / 4:g} (it is {self._train.lr:g})"
+                )
+            self._progress.loss_sum += loss
+            self._progress.loss_count += 1
+
+    def _save(self) -> None:
+        if self._team.rank:
+            return
+        tensors = {**self.plan.state(), "best": self._best}
+        if self._train.average:
+            tensors["average"] = self._average
+        self._run.save_state(self._name, tensors, self._progress)
+
+    def _candidate(self) -> np.ndarray:
+        """The parameters that would be kept now: the plan's own, or their average."""
+        return self._average.astype(np.float32) if self._train.average else self.plan.state()["values"]
+
+    @contextmanager
+    def _as_kept(self) -> Iterator[np.ndarray]:
+        """While it lasts, the plan has the parameters that would be kept now, which are what it yields."""
+        own, candidate = self.plan.state(), self._candidate()
+        self.plan.restore({**own, "values": candidate}, self._progress.step)
+        yield candidate
+        self.plan.restore(own, self._progress.step)
+
+    def _labels_of_shown(self) -> np.ndarray:
+        """What the plan's parameters make of a few validation crops, (n, S, S)."""
+        return self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
+
+    def _picture(self, labels: np.ndarray) -> None:
+        """Write those crops with these labels, and the page of the training with them."""
+        if self._team.rank:
+            return
+        save_crops(self._run, self._name, self._progress.step, self._shown, labels)
+        write_progress(self._run, self._config)
+
+    def _validate(self, speed: float) -> None:
+        """Score the validation crops, log, remember the best weights."""
+        progress = self._progress
+        with self._as_kept() as candidate:
+            loss, f = validation_scores(self.plan, self._name, self._validation, self._team)
+            labels = self._labels_of_shown()
+        progress.rises = progress.rises + 1 if loss > progress.validation_loss else 0
+        progress.validation_loss = loss
+        progress.checks_since_best += 1
+        if f > progress.best_f:
+            progress.best_f, progress.best_step, progress.checks_since_best = f, progress.step, 0
+            self._best = candidate
+        train_loss = progress.loss_sum / progress.loss_count
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        if self._team.rank:
+            return
+        self._run.log(
+            {
+                "network": self._name,
+                "step": progress.step,
+                "loss": train_loss,
+                "lr": self._optimiser.rate(progress.step - 1),
+                "validation_loss": loss,
+                "validation_f": f,
+                "images_per_second": round(speed, 1),
+            }
+        )
+        self._picture(labels)
+
+
+def schedule_of(train: Train) -> Schedule:
+    """The learning rate over the steps of a training."""
+    if train.schedule == "constant":
+        return Constant(train.lr)
+    return Cosine(train.lr, train.steps, round(train.warmup * train.steps))
+
+
+def shard_count(train: Train, team: Team) -> int:
+    """Into how many shards a batch is cut: as many as the settings say, or one a process.
+
+    Raises
+    ------
+    InputError
+        If there are fewer images than shards, or the processes cannot take equally many shards.
+    """
+    count = max(train.shards, team.size)
+    if count > train.batch:
+        raise InputError(
+            f"expected a batch of at least one image a shard, got train.batch {train.batch} for {count} shards; "
+            f"raise train.batch, or start fewer processes"
+        )
+    if count % team.size:
+        raise InputError(f"expected train.shards to be a multiple of the {team.size} processes, got {count}")
+    return count
+
+
+def own_shards(train: Train, team: Team) -> list[slice]:
+    """Places in the batch of the shards that this process computes, one after the other."""
+    shards = shards_of(train.batch, shard_count(train, team))
+    each = len(shards) // team.size
+    return shards[team.rank * each : (team.rank + 1) * each]
+
+
+def validation_scores(plan: Plan, name: str, validation: Batch, team: Team = ALONE) -> tuple[float, float]:
+    """Mean cross-entropy over all pixels in images, and mean F of the network's labels, on crops.
+
+    In stage 1 left and right count apart; labels that neither the truth nor the prediction has do not count. The
+    processes of a team share the crops, and all get the scores, which do not depend on who has which.
+    """
+    labels = NETWORKS[name].labels
+    starts = range(0, len(validation.images), plan.batch)
+    # A row a batch: loss times weight, weight, confusion. Each is one process's, 0 in the others: their sum is exact.
+    found = np.zeros((len(starts), 2 + labels * labels))
+    for row in range(team.rank, len(starts), team.size):
+        images, truth, weights = (array[starts[row] : starts[row] + plan.batch] for array in validation)
+        logits = plan.download(plan.forward(images))
+        weight = float(weights.sum(dtype=np.float64))
+        inside = weights > 0
+        matrix = confusion(truth[inside], logits.argmax(1)[inside], labels)
+        found[row] = float(plan.loss(truth, weights)) * weight, weight, *matrix.ravel()
+    team.sum(found)
+    loss, weight = found[:, 0].cumsum()[-1], found[:, 1].cumsum()[-1]  # one by one: the order is that of the crops
+    return float(loss / weight), mean_f(found[:, 2:].sum(0).reshape(labels, labels).astype(np.int64))

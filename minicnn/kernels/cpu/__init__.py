@@ -1,0 +1,1 @@
+"""Backend "numba": compiled kernels with explicit vectors."""

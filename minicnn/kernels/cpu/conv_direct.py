@@ -1,0 +1,292 @@
+"""Forward pass and input gradient of convolution in the "numba" backend, eq. (1).
+
+Both correlate planes with windows; the input gradient turns the windows by
+180° and swaps filters and channels. The inputs lie in planes with a halo of
+zeros, so a window's pixel (u, v) is at a constant distance u * row + v from the
+position of its output. The inner loop is a register tile, `simd.outer_tile`.
+There are two ways to lay the work on vectors:
+
+positions
+    A vector holds consecutive pixels of one channel: as good as possible where
+    rows fill vectors.
+channels
+    A vector holds filters, for one pixel: for small or odd planes.
+
+The larger estimated share of the multiply-adds' peak decides. Rows of a window
+that lie in the halo above or below the plane are skipped.
+
+Functions named `prepare` find places in scratch and tables once, and return
+what is to be done for each call.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+from numba import prange
+
+from minicnn.kernels.cpu.compile import VECTOR_REGISTERS, kernel
+from minicnn.kernels.cpu.layout import Arena, in_turn, layout, with_halo
+from minicnn.kernels.cpu.tiles import block_of, lanes, outer_tile, row, vector_places
+
+MOST_SCALARS = 9 if VECTOR_REGISTERS == 32 else 6  # filters of a tile of positions, beside two vectors
+MOST_PIXELS = 12 if VECTOR_REGISTERS == 32 else 6  # pixels of a tile of channels, beside two vectors
+MOST_VECTORS = 4 if VECTOR_REGISTERS == 32 else 3  # of positions, beside up to three filters
+MOST_CLIPPED = 5  # window columns that a tile unrolls
+PARTS = 16  # tasks that one call should give at least, so that several threads have work even for one image
+
+
+# ---- which tile
+
+
+class _Tile(NamedTuple):
+    """How to lay a correlation on vectors.
+
+    Attributes
+    ----------
+    share : float
+        Estimated share of the multiply-adds' peak.
+    channels : bool
+        Vectors hold channels, not positions.
+    filters, pixels : int
+        Filters that a tile computes at a time, and pixels if vectors hold channels.
+    """
+
+    share: float
+    channels: bool
+    filters: int
+    pixels: int
+
+
+@cache
+def _tile_for(filters: int, channels: int, k: int, h: int, w: int, itemsize: int) -> _Tile:
+    """The faster of both ways for a correlation of so many channels with `filters` windows.
+
+    The constants are fits to measured rates: what is lost besides lanes without work.
+    """
+    lane_count, depth = lanes(itemsize), channels * k * k
+    tiles = []
+    if cuts := _cuts(w, lane_count):
+        size = block_of(filters, MOST_SCALARS)
+        vectors = sum(
+            _SEGMENT_COST[cut.segments] * -(-h * -(-(cut.last - cut.first) // cut.run) // cut.segments) for cut in cuts
+        )
+        share = 0.96 * h * w / (vectors * lane_count) * filters / (-(-filters // size) * size)
+        tiles.append(_Tile(share * depth / (depth + 5), False, size, 0))
+    pixels = min(range(1, min(w, MOST_PIXELS) + 1), key=lambda size: (-(-w // size) * size, -size))
+    for vectors in (1, 2):
+        size = vectors * lane_count
+        busy = min(1.0, vectors * pixels / 8)  # fewer sums do not hide the latency of a multiply-add
+        share = busy * w / (-(-w // pixels) * pixels) * filters / (-(-filters // size) * size)
+        if _is_clipped(k, w, pixels):
+            share *= k * w / sum(max(0, w - abs(v - (k - 1) // 2)) for v in range(k))
+        tiles.append(_Tile((0.89 + 0.025 * vectors) * share * depth / (depth + 50), True, size, pixels))
+    return max(tiles)
+
+
+def _is_clipped(k: int, w: int, pixels: int) -> bool:
+    """Whether a tile is a whole row and its code may know the window, to leave out columns outside the plane."""
+    return pixels == w and k <= MOST_CLIPPED
+
+
+#: What a vector that is loaded in so many segments costs, relative to one that is loaded whole.
+_SEGMENT_COST = {1: 1.0, 2: 1.1, 4: 1.25}
+
+
+class _Cut(NamedTuple):
+    """Columns first .. last - 1 of a plane, covered by runs of `run` numbers; `segments` runs fill a vector."""
+
+    first: int
+    last: int
+    segments: int
+    run: int
+
+
+@cache
+def _cuts(w: int, lane_count: int) -> tuple[_Cut, ...]:
+    """Columns in whole vectors, and what is left in the cheapest parts of vectors; none for the narrowest planes."""
+    whole = w - w % lane_count
+    cuts = [_Cut(0, whole, 1, lane_count)] if whole else []
+    if rest := w - whole:
+        runs = {parts: lane_count // parts for parts in _SEGMENT_COST if 1 <= lane_count // parts <= w}
+        if not runs:
+            return ()
+        best = min(runs, key=lambda parts: -(-rest // runs[parts]) * runs[parts] * _SEGMENT_COST[parts])
+        cuts.append(_Cut(whole, w, best, runs[best]))
+    return tuple(cuts)
+
+
+# ---- tables
+
+
+@cache
+def _runs(h: int, w: int, cut: _Cut, multiple: int, *rows: int) -> tuple[np.ndarray, ...]:
+    """Places of the runs of a cut, row after row, once for each distance of `rows`; the last array: their rows.
+
+    The last run of a row begins early where it would not fit; the last run of all is repeated until their number is a
+    multiple of `multiple`.
+    """
+    starts = [min(start, w - cut.run) for start in range(cut.first, cut.last, cut.run)]
+    i, j = (array.ravel() for array in np.meshgrid(np.arange(h), starts, indexing="ij"))
+    i, j = (np.pad(array, (0, -array.size % multiple), "edge") for array in (i, j))
+    return *(i * distance + j for distance in rows), i
+
+
+@cache
+def _spans(h: int, w: int, cut: _Cut, multiple: int, k: int, before: int) -> np.ndarray:
+    """For each tile of `multiple` runs the window's first row inside the plane, and the one behind its last."""
+    (i,) = _runs(h, w, cut, multiple)
+    i = i.reshape(-1, multiple)
+    return np.stack([np.maximum(0, before - i[:, -1]), np.minimum(k, h + before - i[:, 0])], 1)
+
+
+# ---- the calls
+
+
+def prepare_forward(y, x, w, b, s) -> Callable[[], None]:
+    """y = x correlated with w (zero padded, stride 1) + b."""
+    return in_turn(_prepare(y, x, w, b, Arena(s), transposed=False))
+
+
+def prepare_backward_data(dx, dy, w, s, add) -> Callable[[], None]:
+    """dx = dy correlated with the weights turned by 180° and transposed."""
+    arena = Arena(s)
+    if not add:
+        return in_turn(_prepare(dx, dy, w, None, arena, transposed=True))
+    fresh = arena.take(*dx.shape)
+    return in_turn([*_prepare(fresh, dy, w, None, arena, transposed=True), partial(np.add, dx, fresh, out=dx)])
+
+
+def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
+    """The steps of a correlation; `b` is None for no bias."""
+    n, filters, h, width = y.shape
+    channels, k, itemsize = x.shape[1], w.shape[2], y.itemsize
+    before = k // 2 if transposed else (k - 1) // 2
+    tile = _tile_for(filters, channels, k, h, width, itemsize)
+    blocks = -(-filters // tile.filters)
+    x, steps = with_halo(x, k // 2, arena)
+    packed = arena.take(blocks, channels, k, k, tile.filters)
+    steps.append(partial(_pack, packed, w, transposed))
+    bias = arena.take(blocks * tile.filters)
+    steps.append(partial(bias.fill, 0))
+    if b is not None:
+        steps.append(partial(np.copyto, bias[:filters], b))
+    if tile.channels:
+        sums = arena.take(n * blocks * h, tile.pixels * tile.filters)
+        zeros = arena.take(tile.pixels)
+        steps.append(partial(zeros.fill, 0))
+        known = (k, before) if _is_clipped(k, width, tile.pixels) else (0, 0)
+        correlate = _correlate_channels(tile.filters // lanes(itemsize), tile.pixels, *known)
+        steps.append(partial(correlate, y, x, packed, bias, zeros, sums, vector_places(itemsize), before, filters))
+        return steps
+    parts = -(-PARTS // (n * blocks))
+    vectors = 2 if tile.filters > 3 else MOST_VECTORS
+    for cut in _cuts(width, lanes(itemsize)):
+        multiple = vectors * cut.segments
+        y_places, x_places, _ = _runs(h, width, cut, multiple, y.strides[2] // itemsize, x.strides[2] // itemsize)
+        spans = _spans(h, width, cut, multiple, k, before)
+        correlate = _correlate_positions(tile.filters, vectors, cut.segments)
+        steps.append(partial(correlate, y, x, packed, bias, y_places, x_places, spans, before, parts))
+    return steps
+
+
+def correlation_scratch(n: int, c: int, filters: int, h: int, w: int, k: int, itemsize: int) -> int:
+    """Elements of scratch for x with c channels and y with so many filters, the input gradient's `add` included."""
+    tile = _tile_for(filters, c, k, h, w, itemsize)
+    blocks = -(-filters // tile.filters)
+    planes = n * c * layout(h, w, k // 2)[2]
+    sums = n * blocks * h * tile.pixels * tile.filters + tile.pixels
+    return planes + blocks * tile.filters * (c * k * k + 1) + sums + n * filters * h * w
+
+
+# ---- compiled
+
+
+@kernel("packed weights bool")
+def _pack(packed, w, transposed):
+    """Weights (O, C, K, K) as [block][channel][u][v][filter], zeros where a block has no such filter.
+
+    `transposed` swaps O and C and turns the window by 180°: a convolution's input gradient is the correlation of
+    dy with those weights.
+    """
+    blocks, channels, k, _, size = packed.shape
+    filters = w.shape[1] if transposed else w.shape[0]
+    for task in prange(blocks * channels):
+        block, c = task // channels, task % channels
+        for u in range(k):
+            for v in range(k):
+                for f in range(size):
+                    o = block * size + f
+                    value = w.dtype.type(0)
+                    if o < filters:
+                        value = w[c, o, k - 1 - u, k - 1 - v] if transposed else w[o, c, u, v]
+                    packed[block, c, u, v, f] = value
+
+
+def _parts_of_planes(y, x, packed, *rest) -> int:
+    return y.shape[0] * packed.shape[0] * rest[-1]
+
+
+@cache
+def _correlate_positions(scalars: int, vectors: int, segments: int):
+    """The correlation with a tile of so many filters and vectors of positions."""
+
+    @kernel("planes planes packed flat places places table int int", _parts_of_planes)
+    def correlate(y, x, packed, bias, y_places, x_places, spans, before, parts):
+        """One task for each image, block of filters and part of the plane."""
+        n_images, filters = y.shape[:2]
+        blocks, channels, k = packed.shape[:3]
+        y_image, y_channel = y.strides[0] // y.itemsize, y.strides[1] // y.itemsize
+        x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
+        tiles = spans.shape[0]
+        for task in prange(n_images * blocks * parts):
+            part, block, n = task % parts, task // parts % blocks, task // (parts * blocks)
+            for t in range(tiles * part // parts, tiles * (part + 1) // parts):
+                top, bottom = spans[t, 0], spans[t, 1]
+                outer_tile(
+                    vectors, scalars, segments, 0, 0,
+                    y, n * y_image + block * scalars * y_channel, y_channel, y_places,
+                    x, n * x_image + (top - before) * x_row - before, (x_channel, x_row, 1), x_places,
+                    packed, (block * channels * k + top) * k * scalars, (k * k * scalars, k * scalars, scalars),
+                    t * vectors * segments, (channels, bottom - top, k),
+                    bias, block * scalars, min(scalars, filters - block * scalars),
+                )  # fmt: skip
+
+    return correlate
+
+
+@cache
+def _correlate_channels(vectors: int, scalars: int, window: int, left: int):
+    """The correlation with a tile of so many vectors of channels, for so many pixels of a row.
+
+    Where those are the whole row, the `window` and its columns to the `left` are known, too, else 0: columns of the
+    window that lie outside the plane are then skipped as well.
+    """
+
+    @kernel("planes planes packed flat flat flat2 places int int", lambda *given: given[5].shape[0])
+    def correlate(y, x, packed, bias, zeros, sums, places, before, filters):
+        """One task for each image, block of filters and row; its sums are (pixel, filter)."""
+        h, w = y.shape[2:]
+        blocks, channels, k, _, size = packed.shape
+        x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
+        for task in prange(sums.shape[0]):
+            i, block, n = task % h, task // h % blocks, task // (h * blocks)
+            top, bottom = max(0, before - i), min(k, h + before - i)
+            own = sums[task]
+            for first in range(0, w, scalars):
+                start = min(first, w - scalars)
+                outer_tile(
+                    vectors, scalars, 1, window, left,
+                    own, 0, size, places,
+                    packed, (block * channels * k + top) * k * size, (k * k * size, k * size, size), places,
+                    x, n * x_image + (i + top - before) * x_row + start - before, (x_channel, x_row, 1),
+                    0, (channels, bottom - top, k),
+                    zeros, 0, scalars,
+                )  # fmt: skip
+                for f in range(min(size, filters - block * size)):
+                    target, shift = row(y, n, block * size + f, i), bias[block * size + f]
+                    for q in range(scalars):
+                        target[start + q] = own[q * size + f] + shift
+
+    return correlate

@@ -1,0 +1,270 @@
+"""Weight gradient of convolution in the "numba" backend: products of dy and the shifted x, summed over all pixels.
+
+There are two ways to lay the work on vectors, as in `conv_direct`:
+
+positions
+    A vector holds consecutive pixels of one filter's dy and one channel's x,
+    and each sum is a vector whose lanes are added in the end
+    (`simd.inner_tile`).
+channels
+    A vector holds the filters of one pixel of dy, which for that is copied
+    channels last (`simd.outer_tile`): for small or odd planes.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, prange
+
+from minicnn.kernels.cpu.compile import SERIAL, VECTOR_REGISTERS, kernel
+from minicnn.kernels.cpu.layout import Arena, halo_of, in_turn, layout, view, with_halo
+from minicnn.kernels.cpu.tiles import block_of, inner_tile, lane_sum, lanes, outer_tile, row, vector_places
+
+STRIP = 1024  # positions that are handled at a time: what they read stays in the nearest cache
+
+
+# ---- which tile
+
+
+class _Tile(NamedTuple):
+    """How to lay a weight gradient on vectors.
+
+    Attributes
+    ----------
+    share : float
+        Estimated share of the multiply-adds' peak.
+    channels : bool
+        Vectors hold the filters of one pixel of dy (`outer_tile`), not positions (`inner_tile`).
+    taps, filters : int
+        Columns of the window, and filters, that a tile computes at a time.
+    """
+
+    share: float
+    channels: bool
+    taps: int
+    filters: int
+
+
+@cache
+def _tile_for(filters: int, c: int, k: int, h: int, w: int, itemsize: int) -> _Tile:
+    """The faster of both ways; the constants are fits to measured rates."""
+    lane_count = lanes(itemsize)
+    taps = min(range(1, min(k, 9) + 1), key=lambda taps: _cost_of(k, taps))
+    size = block_of(filters, _most_filters(taps))
+    places, _ = _strips(h, w, k, w + k // 2, itemsize)
+    share = 0.92 * h * w / (places.size * lane_count) * filters / (-(-filters // size) * size)
+    tiles = [_Tile(share, False, taps, size)]
+    for vectors in (1, 2):
+        size, depth = vectors * lane_count, c * k * k
+        share = 0.88 * min(1.0, vectors * taps / 5) * filters / (-(-filters // size) * size) * depth / (depth + 35)
+        tiles.append(_Tile(share, True, taps, size))
+    return max(tiles)
+
+
+def _most_filters(taps: int) -> int:
+    """Most filters beside so many taps: a sum for each pair, a vector of each filter, and one of x."""
+    return (VECTOR_REGISTERS - 2) // (taps + 1)
+
+
+def _cost_of(k: int, taps: int) -> float:
+    """Columns computed for each of the window's, and half a multiply-add's time for each vector loaded."""
+    filters = _most_filters(taps)
+    return -(-k // taps) * taps / k * (1 + (filters + taps) / (filters * taps) / 2)
+
+
+@cache
+def _strips(h: int, w: int, k: int, distance: int, itemsize: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places of vectors in planes whose rows are `distance` apart, and which of them each strip visits.
+
+    Where whole vectors fill a row, rows begin with one. Elsewhere vectors run on through the zeros between rows.
+
+    Returns
+    -------
+    places : (V,) int64
+    ranges : (strips K, 2) int64
+        First vector, and the one behind the last, of strip t and window row u in row t K + u: vectors of dy that meet
+        only zeros of x are left out.
+    """
+    lane_count = lanes(itemsize)
+    if w % lane_count == 0:
+        places = np.add.outer(np.arange(h) * distance, np.arange(0, w, lane_count)).ravel()
+    else:
+        places = np.arange(0, (h - 1) * distance + w, lane_count)
+    bounds = np.linspace(0, places.size, 1 + max(1, h * w // STRIP)).astype(int)
+    before = (k - 1) // 2
+    ranges = []
+    for begin, end in pairwise(bounds):
+        for u in range(k):
+            top, bottom = max(0, before - u) * distance, min(h, h + before - u) * distance
+            first, last = np.searchsorted(places, top - lane_count, side="right"), np.searchsorted(places, bottom)
+            ranges.append((max(begin, first), max(begin, first, min(end, last))))
+    return places, np.array(ranges)
+
+
+# ---- the call
+
+
+def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
+    """dw = dy correlated with x over all images; db = dy summed over images and pixels."""
+    n, filters, h, w = dy.shape
+    channels, k, itemsize = x.shape[1], dw.shape[2], dw.itemsize
+    tile = _tile_for(filters, channels, k, h, w, itemsize)
+    arena = Arena(s)
+    x, steps = with_halo(x, k // 2, arena)
+    blocks, groups = -(-filters // tile.filters), -(-k // tile.taps)
+    if tile.channels:
+        turned = arena.take(n * h, w, blocks * tile.filters)
+        sums = arena.take(blocks * channels, tile.taps * tile.filters)
+        zeros = arena.take(tile.taps)
+        multiply = _multiply_channels(tile.filters // lanes(itemsize), tile.taps)
+        steps += [partial(_turn, turned, dy), partial(zeros.fill, 0)]
+        steps.append(partial(multiply, dw, db, turned, x, zeros, sums, vector_places(itemsize)))
+        return in_turn(steps)
+    distance = x.strides[2] // itemsize
+    if halo_of(dy) < k // 2 or dy.strides[2] != x.strides[2]:  # one table of places serves both
+        memory = arena.take(n * filters * layout(h, w, distance - w)[2])
+        own = view(memory, dy.shape, distance - w)
+        steps += [partial(memory.fill, 0), partial(np.copyto, own, dy)]
+        dy = own
+    places, ranges = _strips(h, w, k, distance, itemsize)
+    sums = arena.take(blocks * channels, k * groups * tile.filters * tile.taps * lanes(itemsize))
+    multiply = _multiply_positions(tile.taps, tile.filters)
+    steps.append(partial(multiply, dw, db, dy, x, sums, places, ranges, max(1, STRIP // (h * w))))
+    return in_turn(steps)
+
+
+def weight_gradient_scratch(n: int, c: int, o: int, h: int, w: int, k: int, itemsize: int) -> int:
+    """Elements of scratch that the call takes; planes in a halo may be up to 4 apart."""
+    tile = _tile_for(o, c, k, h, w, itemsize)
+    blocks, groups = -(-o // tile.filters), -(-k // tile.taps)
+    if tile.channels:
+        own = n * h * w * blocks * tile.filters + blocks * c * tile.taps * tile.filters + tile.taps
+    else:
+        sums = k * groups * tile.filters * tile.taps * lanes(itemsize)
+        own = blocks * c * sums + n * o * layout(h, w, max(4, k // 2))[2]
+    return own + n * c * layout(h, w, k // 2)[2]
+
+
+# ---- compiled
+
+
+@cache
+def _multiply_positions(taps: int, filters: int):
+    """The weight gradient with a tile of so many window columns and filters, over vectors of positions."""
+
+    @kernel("weights flat planes planes flat2 places table int", lambda *given: given[4].shape[0])
+    def multiply(dw, db, dy, x, sums, places, ranges, images):
+        """dw[o, c, u, v] = sum of dy[o] x[c], shifted; one task for each block of filters and channel.
+
+        `images` at a time, so that what a strip reads of dy is read for all window rows from the nearest cache.
+        """
+        n_filters, channels, k, _ = dw.shape
+        n_images, _, h, _ = dy.shape
+        before, groups, item = (k - 1) // 2, (k + taps - 1) // taps, dw.itemsize
+        g_image, g_channel = dy.strides[0] // item, dy.strides[1] // item
+        x_image, x_channel, x_row = x.strides[0] // item, x.strides[1] // item, x.strides[2] // item
+        size, strips = sums.shape[1] // (k * groups), ranges.shape[0] // k
+        lane_count, n_rows = size // (taps * filters), (h + strips - 1) // strips
+        for task in prange(sums.shape[0]):
+            block, c = task // channels, task % channels
+            o = min(block * filters, n_filters - filters)
+            new = block * filters - o  # the last block may begin early: its first filters belong to the one before
+            own = sums[task]
+            for j in range(own.size):
+                own[j] = 0
+            if c == 0:
+                for f in range(new, filters):
+                    db[o + f] = 0
+            for n in range(0, n_images, images):
+                for strip in range(strips):
+                    for u in range(k):
+                        for group in range(groups):
+                            inner_tile(
+                                filters, taps,
+                                own, (u * groups + group) * size, min(images, n_images - n),
+                                dy, n * g_image + o * g_channel, g_image, g_channel,
+                                x, n * x_image + c * x_channel + (u - before) * x_row - before + group * taps, x_image,
+                                places, ranges[strip * k + u, 0], ranges[strip * k + u, 1],
+                            )  # fmt: skip
+                    if c == 0:
+                        for image in range(n, min(n + images, n_images)):
+                            for f in range(new, filters):
+                                for i in range(strip * n_rows, min(h, strip * n_rows + n_rows)):
+                                    db[o + f] += _sum(row(dy, image, o + f, i))
+            for f in range(new, filters):
+                for u in range(k):
+                    for v in range(k):
+                        place = (u * groups + v // taps) * size
+                        dw[o + f, c, u, v] = lane_sum(own, place + (f * taps + v % taps) * lane_count)
+
+    return multiply
+
+
+@njit(**SERIAL)
+def _sum(x):
+    total = x.dtype.type(0)
+    for j in range(x.size):
+        total += x[j]
+    return total
+
+
+@cache
+def _multiply_channels(vectors: int, taps: int):
+    """The weight gradient with a tile of so many window columns, and vectors of the filters of one pixel."""
+
+    @kernel("weights flat pixels planes flat flat2 places", lambda *given: given[5].shape[0])
+    def multiply(dw, db, turned, x, zeros, sums, places):
+        """One task for each block of filters and channel; `turned` is dy as (image and row, column, filter)."""
+        n_filters, channels, k, _ = dw.shape
+        n_images, _, h, w = x.shape
+        before, item = (k - 1) // 2, dw.itemsize
+        x_image, x_channel, x_row = x.strides[0] // item, x.strides[1] // item, x.strides[2] // item
+        padded = turned.shape[2]
+        size = sums.shape[1] // taps
+        for task in prange(sums.shape[0]):
+            block, c = task // channels, task % channels
+            own = sums[task]
+            if c == 0:
+                for f in range(size):
+                    own[f] = 0
+                for line in range(turned.shape[0]):
+                    for j in range(w):
+                        for f in range(size):
+                            own[f] += turned[line, j, block * size + f]
+                for f in range(min(size, n_filters - block * size)):
+                    db[block * size + f] = own[f]
+            for u in range(k):
+                top, bottom = max(0, before - u), min(h, h + before - u)
+                for first in range(0, k, taps):
+                    outer_tile(
+                        vectors, taps, 1, 0, 0,
+                        own, 0, size, places,
+                        turned, top * w * padded + block * size, (h * w * padded, w * padded, padded), places,
+                        x, c * x_channel + (top + u - before) * x_row - before + first, (x_image, x_row, 1),
+                        0, (n_images, max(0, bottom - top), w),
+                        zeros, 0, taps,
+                    )  # fmt: skip
+                    for v in range(first, min(k, first + taps)):
+                        for f in range(min(size, n_filters - block * size)):
+                            dw[block * size + f, c, u, v] = own[(v - first) * size + f]
+
+    return multiply
+
+
+@kernel("pixels planes", lambda turned, _: turned.shape[0])
+def _turn(turned, dy):
+    """dy (N, O, H, W) as (N H, W, O), zeros behind the last filter."""
+    n_images, filters, h, w = dy.shape
+    for task in prange(n_images * h):
+        n, i = task // h, task % h
+        for o in range(turned.shape[2]):
+            if o < filters:
+                source = row(dy, n, o, i)
+                for j in range(w):
+                    turned[task, j, o] = source[j]
+            else:
+                for j in range(w):
+                    turned[task, j, o] = 0

@@ -1,0 +1,1 @@
+"""Backends "cupy" and "cublas": CUDA C++ kernels on an NVIDIA GPU."""

@@ -1,0 +1,324 @@
+"""Which instance of a CUDA kernel, on which grid: for every size of a convolution the tile that should be fastest.
+
+Knows nothing of a device and needs none: the choice is made for a middling card (`_MULTIPROCESSORS`), so that it, the
+sums' order and the last bit of every result are the same on every card. Costs are instructions that the busiest
+scheduler issues, as far as they can be told from the source.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+_FOLDER = Path(__file__).parent
+
+#: How sources are compiled. Division, roots and functions are exact as in C, NaN and infinities keep their meaning;
+#: but CuPy adds -ftz=true to every compilation, so that subnormal float32 numbers (below 1.2e-38) become 0.
+OPTIONS = ("--std=c++17",)
+
+WARP = 32
+SHARED = 48 * 1024  # bytes that every card gives a block
+_MULTIPROCESSORS, _SCHEDULERS = 108, 4
+_RESIDENT = 96 * 1024  # bytes of shared memory that the blocks on one multiprocessor have together
+_ITEMSIZE = {"float32": 4, "float64": 8}
+_C_TYPE = {"float32": "float", "float64": "double"}
+_WIDEST = 40  # pixels across a tile
+_UNROLL = 4  # channels that conv_weights.cu stages at once
+_USEFUL = 0.7  # share of needed multiply-adds below which a tile is taken only for want of a better one
+_SMALL = 40  # sums of a thread up to which conv.cu has room for more threads
+
+
+def read_source(name: str) -> str:
+    """The text of one file."""
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+@cache
+def source(file: str) -> str:
+    """The text of a kernel file as it is compiled, with what all of them share in front."""
+    return "".join(f'#line 1 "{name}"\n{read_source(name)}' for name in ("common.cuh", file))
+
+
+def compiled_with(file: str, expression: str) -> tuple[str, ...]:
+    """The instances that are compiled together with one: all small kernels of a file, a convolution's by itself."""
+    parameters = expression.partition("<")[2]
+    small = r"template <typename T>\n__global__ void(?: __launch_bounds__\(\w+\))?\s+(\w+)\("
+    kernels = re.findall(small, read_source(file))
+    return tuple(f"{kernel}<{parameters}" for kernel in kernels) if "," not in parameters else (expression,)
+
+
+class Loop(NamedTuple):
+    """A loop of a kernel: how often its body runs (an average), and the loops inside, in the source's order."""
+
+    trips: float
+    inner: tuple["Loop", ...] = ()
+
+
+class Tile(NamedTuple):
+    """One launch.
+
+    Attributes
+    ----------
+    file, expression : source and template instance
+    grid : blocks along x, y, z
+    block : threads
+    shared : bytes of dynamic shared memory
+    geometry : the kernel's arguments behind the sizes, in its order
+    loops : the main loop
+    useful : estimated share of multiply-adds that are needed in what all lanes issue in the main loop
+    cost : estimated instructions; see `_cost`
+    """
+
+    file: str
+    expression: str
+    grid: tuple[int, int, int]
+    block: int
+    shared: int
+    geometry: tuple[int, ...]
+    loops: Loop
+    useful: float
+    cost: float
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _whole_vectors(count: int, itemsize: int) -> int:
+    return _ceil(count * itemsize, 16) * (16 // itemsize)
+
+
+def _loads(pixels: int, window: int, itemsize: int) -> int:
+    """Loads of a segment of pixels and what the window needs beside it: vectors, where segments begin at such."""
+    count = pixels + window - 1
+    return _ceil(count * itemsize, 16) if pixels * itemsize % 16 == 0 else count
+
+
+def chunk_of(window: int) -> int:
+    """Channels of one pass of conv.cu's main loop."""
+    return 2 if window > 5 else 4
+
+
+def filters_of_thread(filters: int, most: int = 10) -> int:
+    """Filters that one thread computes: many, since they share loads, but few beyond the last that there is."""
+    if filters % 8 == 0 and most >= 8:
+        return 8
+    return min(range(min(filters, most), 0, -1), key=lambda ro: _ceil(filters, ro) * (ro + 2))
+
+
+def _cost(blocks: int, threads: int, shared: int, instructions: float) -> float:
+    """Of a launch: what counts on a large card and on a small one, in equal parts.
+
+    On a large card it is what the busiest scheduler issues, more where few warps hide little latency; on a small one,
+    all that is issued.
+    """
+    warps = _ceil(threads, WARP)
+    load = max(blocks / _MULTIPROCESSORS, 1)
+    at_once = min(load, max(1, _RESIDENT // shared), 384 // threads) * warps / _SCHEDULERS
+    stalls = 1 + 0.6 / max(at_once, 1) ** 1.5
+    busiest = load * max(warps / _SCHEDULERS, 1) * instructions * stalls
+    return math.sqrt(busiest * blocks * warps * instructions)
+
+
+def _best(tiles: Iterable[Tile], window: int, dtype: str) -> Tile:
+    """The cheapest tile among those that waste little, or else among all."""
+    known = list(tiles)
+    if not known:
+        raise ValueError(f"a window of {window} x {window} in {dtype} does not fit the GPU's shared memory")
+    most = max(tile.useful for tile in known)
+    return min((tile for tile in known if tile.useful >= min(_USEFUL, most)), key=lambda tile: tile.cost)
+
+
+def _rounds(count: int, threads: int) -> float:
+    """How often a warp, on average, goes through a loop in which a block's threads take turns."""
+    rounds, rest = divmod(count, threads)
+    return rounds + _ceil(rest, WARP) / (threads // WARP)
+
+
+# ---- conv.cu
+
+
+@cache
+def correlation_tile(
+    images: int,
+    channels: int,
+    filters: int,
+    height: int,
+    width: int,
+    window: int,
+    dtype: str,
+    backward: bool = False,
+    pooled: bool = False,
+) -> Tile:
+    """The launch for a convolution, or (`backward`) for the gradient of its input.
+
+    Parameters
+    ----------
+    channels, filters : int
+        C and O of the layer.
+    dtype : "float32" or "float64"
+    pooled : bool
+        Whether the kernel also writes the maxima of 2 x 2 tiles.
+
+    Raises
+    ------
+    ValueError
+        If no tile fits the shared memory: the window is too large.
+    """
+    if backward:
+        channels, filters = filters, channels
+    sizes = images, channels, filters, height, width, window
+    return _best(correlation_tiles(sizes, dtype, backward, pooled), window, dtype)
+
+
+def correlation_tiles(sizes: tuple[int, ...], dtype: str, backward: bool, pooled: bool) -> Iterator[Tile]:
+    """All launches that would do; sizes are images, channels summed over, channels written, height, width, window."""
+    images, _, filters, height, width, _ = sizes
+    most = filters_of_thread(filters)
+    for ro, rp in product((4, 8) if most == 8 else (most,), _pixels_of_thread(width, dtype, pooled)):
+        in_row = _ceil(width, rp)
+        segments = _ceil(in_row, _ceil(in_row * rp, _WIDEST))
+        for rows in (2, 4, 6, 8, 10, 12, 16, 20, 24, 32):  # even, so that pairs of them have one maximum
+            if rows > height + height % 2:
+                break
+            whole_plane = rows >= height and segments == in_row
+            for tile_images in (1, 2, 3, 4, 6, 8, 12, 16) if whole_plane else (1,):
+                for groups in range(1, min(8, _ceil(filters, ro)) + 1):
+                    used = segments * rows * tile_images * groups
+                    if used <= threads_of_correlation(ro, rp) and tile_images <= images:
+                        shape = tile_images, rows, segments, groups
+                        yield from _correlation(sizes, dtype, backward, ro, rp, shape)
+
+
+def threads_of_correlation(ro: int, rp: int) -> int:
+    """Most threads of a block, as conv.cu bounds them: many sums leave registers for fewer threads."""
+    return 256 if ro * rp <= _SMALL else 128
+
+
+def _pixels_of_thread(width: int, dtype: str, pooled: bool) -> tuple[int, ...]:
+    """Lengths of a thread's segment worth trying; the maxima of pairs need an even one."""
+    if dtype == "float64":
+        return (4,)
+    if width % 5 == 0 and width % 4 and not pooled:
+        return (5, 10)
+    return (4, 8)
+
+
+def _correlation(sizes, dtype: str, backward: bool, ro: int, rp: int, shape) -> Iterator[Tile]:
+    images, channels, filters, height, width, k = sizes
+    tile_images, rows, segments, groups = shape
+    itemsize, chunk = _ITEMSIZE[dtype], chunk_of(k)
+    padded = _whole_vectors(ro, itemsize)
+    area = (rows + k - 1) * _whole_vectors(segments * rp + k - 1, itemsize)
+    block = _ceil(segments * rows * tile_images * groups, WARP) * WARP
+    taps = _ceil(chunk * k * k, WARP) * WARP
+    staged = itemsize * (chunk * tile_images * area + (taps // k + 1) * groups * k * padded)
+    staged += 8 * (tile_images * area + taps)  # the tables
+    shared = max(staged, itemsize * rp * block)  # in the end one filter's sums
+    if shared > SHARED:
+        return
+    tiles = _ceil(width, segments * rp) * _ceil(height, rows) * _ceil(images, tile_images)
+    grid = tiles, _ceil(filters, ro * groups), 1
+    passes = _ceil(channels, chunk)
+    loops = Loop(
+        passes,
+        (
+            Loop(_rounds(tile_images * area, block)),
+            Loop(min(ro * groups, filters) / (block // WARP)),
+            Loop(channels / passes, () if ro * rp <= _SMALL else (Loop(k),)),
+        ),
+    )
+    a_line = k * (ro * rp + padded * itemsize / 16) + _loads(rp, k, itemsize) + (2 if ro * rp <= _SMALL else 6)
+    patch, weights, _ = loops.inner
+    staging = patch.trips * (5 * chunk + 12) + weights.trips * (_ceil(chunk * k * k, WARP) * 7 + 12)
+    issued = passes * (channels / passes * k * a_line + staging + 60)
+    warps = grid[0] * grid[1] * block // WARP
+    useful = images * height * width * filters * channels * k * k / (WARP * warps * issued)
+    name = f"correlate<{_C_TYPE[dtype]}, {k}, {ro}, {rp}, {'true' if backward else 'false'}>"
+    cost = _cost(grid[0] * grid[1], block, shared, issued + 30 * ro * rp + 300)
+    yield Tile("conv.cu", name, grid, block, shared, shape, loops, useful, cost)
+
+
+# ---- conv_weights.cu
+
+
+@cache
+def weight_gradient_tile(
+    images: int, channels: int, filters: int, height: int, width: int, window: int, dtype: str
+) -> Tile:
+    """The launch for the parts of a convolution's weight gradient; see `correlation_tile`.
+
+    Its `grid` along x counts the parts of the biases; the weights have `parts_of_weights`.
+    """
+    sizes = images, channels, filters, height, width, window
+    return _best(weight_gradient_tiles(sizes, dtype), window, dtype)
+
+
+def threads_of_weight_gradient(ro: int, window: int) -> int:
+    """Most threads of a block, as conv_weights.cu bounds them: many sums leave registers for fewer threads."""
+    return 256 if ro * window <= 48 else 192
+
+
+def parts_of_weights(tile: Tile) -> int:
+    """Parts that a weight gradient's launch leaves in scratch."""
+    return tile.grid[0] * tile.geometry[1]
+
+
+def weight_gradient_tiles(sizes: tuple[int, ...], dtype: str) -> Iterator[Tile]:
+    """All launches that would do; sizes are images, channels, filters, height, width, window."""
+    _, channels, filters, height, width, k = sizes
+    rs = 5 if width % 5 == 0 and width % 4 else 4
+    in_row = _ceil(width, rs)
+    columns = _ceil(in_row, _ceil(in_row * rs, _WIDEST)) * rs
+    if dtype == "float64":  # registers are of 32 bits
+        choices = {filters_of_thread(filters, max(1, 48 // k))}
+    else:
+        more = _ceil(filters, _ceil(filters, 16))
+        choices = {filters_of_thread(filters), more} if more * k <= 80 else {filters_of_thread(filters)}
+    for ro, rows in product(sorted(choices), (2, 4, 8, 10, 16, 20)):
+        if rows > height + height % 2:
+            continue
+        most = threads_of_weight_gradient(ro, k)
+        for chunk in range(1, min(channels, max(1, most // k)) + 1):
+            if chunk < channels and _ceil(channels, chunk) == _ceil(channels, chunk + 1) and chunk % 4:
+                continue  # as many passes as with more channels
+            for parts in (1, 2, 4, 8):
+                if parts <= rows and chunk * k * parts <= most:
+                    yield from _weight_gradient(sizes, dtype, ro, rs, (chunk, parts, rows, columns))
+
+
+def _weight_gradient(sizes, dtype: str, ro: int, rs: int, shape) -> Iterator[Tile]:
+    images, channels, filters, height, width, k = sizes
+    chunk, parts, rows, columns = shape
+    itemsize = _ITEMSIZE[dtype]
+    padded = _whole_vectors(ro, itemsize)
+    area, pixels = (rows + k - 1) * _whole_vectors(columns + k - 1, itemsize), rows * columns
+    block = _ceil(chunk * k * parts, WARP) * WARP
+    staged = itemsize * (_ceil(chunk, _UNROLL) * _UNROLL * area + pixels * padded) + 4 * (area + pixels)
+    shared = max(staged, itemsize * ro * block // WARP)  # in the end each warp's sums for the biases
+    if shared > SHARED:
+        return
+    tiles = images * _ceil(height, rows) * _ceil(width, columns)
+    across = _ceil(channels, chunk) * _ceil(filters, ro)
+    each = max(1, tiles * across // (2 * _MULTIPROCESSORS))
+    grid = _ceil(tiles, each), _ceil(channels, chunk), _ceil(filters, ro)
+    loops = Loop(
+        tiles / grid[0],
+        (
+            Loop(_rounds(area, block), (Loop(_ceil(min(chunk, channels), _UNROLL)),)),
+            Loop(_rounds(pixels, block)),
+            Loop(rows / parts, (Loop(columns / rs),)),
+        ),
+    )
+    a_step = rs * (ro * k + padded * itemsize / 16) + _loads(rs, k, itemsize) + 6
+    staging = _rounds(area, block) * (28 + _ceil(chunk, _UNROLL) * 37) + _rounds(pixels, block) * (24 + 5 * ro)
+    issued = loops.trips * (rows / parts * (columns / rs * a_step + 14) + staging + 100)
+    warps = grid[0] * across * block // WARP
+    useful = images * height * width * filters * channels * k * k / (WARP * warps * issued)
+    summing = parts * ro * k * 8  # this block's share of what `sum_parts` does
+    cost = _cost(grid[0] * across, block, shared, issued + 4 * ro * k + summing + 200)
+    name = f"weight_gradient<{_C_TYPE[dtype]}, {k}, {ro}, {rs}>"
+    yield Tile("conv_weights.cu", name, grid, block, shared, (*shape, each), loops, useful, cost)
