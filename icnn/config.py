@@ -78,11 +78,10 @@ class Modulation:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The split that the table comes from, and how it is parsed: faces at once, looks at each."""
+    """Evaluation split, batch size and inference options."""
 
     split: str = "tuning"
     batch: int = 32
-    average: bool = False  # parse by three looks at each patch, moved by some pixels
     recentre: float = 0.0  # pixels from a patch's middle beyond which a part's patch is cut once more; 0: never
 
 
@@ -188,6 +187,9 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in _RECIPES.glob("*.toml"))
 
 
+#: Settings that are gone, and the value whose meaning is still the same.
+_REMOVED = {"evaluate.average": False}
+
 #: What `tomllib` raises; not all of it, as for numbers of thousands of digits or very deep lists, is its own error.
 _NO_TOML = ValueError, RecursionError
 
@@ -222,6 +224,9 @@ def load_config(path: str | Path | None = None, assignments: list[str] | None = 
     except _NO_TOML as error:
         raise InputError(f"{source}: expected TOML, but {error}") from None
     values = dict(_flatten(tree))
+    for key, was in _REMOVED.items():  # runs of earlier versions have all settings in their files
+        if key in values and values[key] == was:
+            del values[key]
     for assignment in assignments or []:
         key, equals, value = assignment.partition("=")
         if not equals:

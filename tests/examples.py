@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from minicnn.kernels import SIGNATURES, get_backend
+from minicnn.kernels import get_backend
+from minicnn.kernels.signatures import SIGNATURES
 
 #: Kernel -> its sizes as shape letters, and its scalars. Small, uneven and with more than one image.
 EXAMPLES = {

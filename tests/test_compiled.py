@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from icnn.model.network import icnn_graph
 from minicnn import SGD, Plan
 from minicnn.gradcheck import relative_error
-from minicnn.kernels import SIGNATURES, get_backend
+from minicnn.kernels import get_backend
 from minicnn.kernels.cpu.layout import HaloMemory, halo_of, planes
+from minicnn.kernels.signatures import SIGNATURES
 
 ROOT = Path(__file__).parents[1]
 STEPS = int(os.environ.get("ICNN_STEPS", "1000"))  # of the test of memory

@@ -110,13 +110,17 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path):
         load_config(tmp_path / "binary.toml")
 
 
+def test_files_of_earlier_versions_load_where_they_mean_the_same(tmp_path):
+    assert load_config(write(tmp_path, "[evaluate]\naverage = false\nbatch = 7\n")).evaluate.batch == 7
+    with pytest.raises(InputError, match=r"unknown setting 'evaluate\.average'"):
+        load_config(write(tmp_path, "[evaluate]\naverage = true\n"))
+
+
 def test_a_recipe_is_named_or_a_file(tmp_path, monkeypatch):
     """A file of the name of a recipe does not hide it: who means the file writes ./helen or helen.toml."""
     assert recipes() == ["default", "helen", "paper", "released"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "helen").write_text("seed = 77\n")
     assert load_config("helen").seed != 77 and load_config("./helen").seed == 77
-    with pytest.raises(
-        InputError, match=r"celeb: expected a TOML file or one of default, helen, paper, released, but "
-    ):
+    with pytest.raises(InputError, match="celeb: expected a TOML file or one of default, helen, paper"):
         load_config("celeb")

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minicnn.kernels import SIGNATURES, BackendError, check_backend, get_backend
+from minicnn.kernels import BackendError, check_backend, get_backend
+from minicnn.kernels.signatures import SIGNATURES
 
 POOLINGS = [(2, 2, 0), (3, 2, 1), (3, 1, 2)]  # window, stride, border
 

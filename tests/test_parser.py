@@ -14,9 +14,19 @@ from icnn.errors import InputError
 from icnn.evaluate.metrics import confusion, f_measures
 from icnn.model.centres import part_centres
 from icnn.parse.parser import FaceParser, as_photograph, box_of
-from icnn.parse.search import SQUARE, USUAL, agreement, centred_boxes, cut_square, moved_box, overlap, without_twins
+from icnn.parse.search import (
+    CROP_SIZE,
+    DUPLICATE,
+    USUAL,
+    agreement,
+    crop_face,
+    nms,
+    overlap,
+    propose_centred,
+    refine_box,
+)
 
-MIDDLE = (SQUARE - 1) / 2
+MIDDLE = (CROP_SIZE - 1) / 2
 
 
 @pytest.fixture
@@ -29,7 +39,7 @@ def parser(monkeypatch):
 def true_box(shape=(256, 256), middle=(133, 125)):
     """The box of a `coloured_face`: where the usual face would have its parts."""
     centres = part_centres(coloured_face(shape, middle).labels())
-    return moved_box(Box(MIDDLE, MIDDLE, TYPICAL_LENGTH), centres, np.ones(6, bool))
+    return refine_box(Box(MIDDLE, MIDDLE, TYPICAL_LENGTH), centres, np.ones(6, bool))
 
 
 def corner_box(box):
@@ -263,27 +273,27 @@ def test_a_box_moves_onto_the_face_in_its_square(x, y, length):
     photograph = (USUAL - MIDDLE) * (truth.length / TYPICAL_LENGTH) + (truth.x, truth.y)
     square = (photograph - (rough.x, rough.y)) * (TYPICAL_LENGTH / rough.length) + MIDDLE
     found = np.ones(6, bool)
-    assert corner_box(moved_box(rough, square, found)) == pytest.approx(corner_box(truth))
+    assert corner_box(refine_box(rough, square, found)) == pytest.approx(corner_box(truth))
     found[[1, 4]] = False
     square[[1, 4]] = 0
-    assert corner_box(moved_box(rough, square, found)) == pytest.approx(corner_box(truth))
+    assert corner_box(refine_box(rough, square, found)) == pytest.approx(corner_box(truth))
     found[2] = False
-    assert moved_box(rough, square, found) is None
+    assert refine_box(rough, square, found) is None
 
 
 def test_parts_that_lie_as_in_no_face_move_no_box():
     box, found = Box(100, 100, 100), np.ones(6, bool)
-    assert moved_box(box, USUAL[:, ::-1], found) is None  # lying
-    assert moved_box(box, 255 - USUAL, found) is None  # upside down
-    assert moved_box(box, MIDDLE + (USUAL - MIDDLE) / 10, found) is None  # in a spot
+    assert refine_box(box, USUAL[:, ::-1], found) is None  # lying
+    assert refine_box(box, 255 - USUAL, found) is None  # upside down
+    assert refine_box(box, MIDDLE + (USUAL - MIDDLE) / 10, found) is None  # in a spot
 
 
 def test_a_square_shows_the_face_as_large_as_in_training():
     face = coloured_face()
     own = true_box()
-    square = cut_square(grown(face, (512, 512)).image, Box(2 * own.x + 0.5, 2 * own.y + 0.5, 2 * own.length))
-    plain = cut_square(face.image, own)
-    assert square.dtype == np.uint8 and square.shape == (SQUARE, SQUARE, 3)
+    square = crop_face(grown(face, (512, 512)).image, Box(2 * own.x + 0.5, 2 * own.y + 0.5, 2 * own.length))
+    plain = crop_face(face.image, own)
+    assert square.dtype == np.uint8 and square.shape == (CROP_SIZE, CROP_SIZE, 3)
     assert np.mean(np.abs(square.astype(int) - plain) > 100) < 0.01
     centres = part_centres(coloured_face(middle=(133, 125)).labels())
     inside = (centres - (own.x, own.y)) * (TYPICAL_LENGTH / own.length) + MIDDLE
@@ -292,14 +302,14 @@ def test_a_square_shows_the_face_as_large_as_in_training():
 
 def test_boxes_that_are_one_are_kept_once():
     boxes = [Box(50, 50, 100), Box(52, 50, 101), Box(150, 50, 100), Box(50, 50, 50)]
-    assert without_twins(boxes) == [boxes[0], boxes[2], boxes[3]]
+    assert nms(boxes, DUPLICATE) == [0, 2, 3]
     assert overlap(boxes[0], boxes[3]) == pytest.approx(0.25)
     assert overlap(boxes[0], boxes[2]) == 0
 
 
 def test_proposed_boxes_lie_in_the_photograph():
     for shape in ((100, 300), (300, 100)):
-        for box in centred_boxes(shape):
+        for box in propose_centred(shape):
             assert 0 < box.length <= 100 and box.x == (shape[1] - 1) / 2 and 0 < box.y < shape[0]
 
 
@@ -314,4 +324,4 @@ def test_agreement_of_equal_and_of_different_labels():
 
 
 def test_the_usual_layout_is_about_that_of_the_stub():
-    assert np.abs(usual_layout() * SQUARE - 0.5 - USUAL).max() < 24
+    assert np.abs(usual_layout() * CROP_SIZE - 0.5 - USUAL).max() < 24

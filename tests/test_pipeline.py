@@ -17,7 +17,7 @@ from icnn.model.centres import DEFAULT_LAYOUT, part_centres
 from icnn.model.modulation import PLAIN, probabilities
 from icnn.model.network import icnn_graph
 from icnn.model.patches import network_input, patch_origin
-from icnn.model.pipeline import _LOOKS, PatchLogits, Pipeline, load_pipeline, predictor
+from icnn.model.pipeline import PatchLogits, Pipeline, load_pipeline, predictor
 from icnn.stages import NETWORKS, PATCHES, STAGE2
 from minicnn import Plan
 from minicnn.checkpoint import load_tensors, save_tensors
@@ -215,11 +215,11 @@ def as_it_comes(monkeypatch):
 
 @pytest.mark.usefixtures("as_it_comes")
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("recentre", "average"), [(0, False), (4, False), (0, True)])
-def test_parsing_a_mirrored_image_mirrors_the_parse(seed, recentre, average):
+@pytest.mark.parametrize("recentre", [0, 4])
+def test_parsing_a_mirrored_image_mirrors_the_parse(seed, recentre):
     images = noisy_images(seed)
     pairs = {"eyebrow": (1.2, -0.4), "mouth": (0.8, 0.3)}
-    pipeline = Pipeline(random_networks(seed), pairs, recentre=recentre, average=average)
+    pipeline = Pipeline(random_networks(seed), pairs, recentre=recentre)
     plain = pipeline.parse(images)
     seen = pipeline.parse([image[:, ::-1] for image in images])
     for image, labels, mirrored in zip(images, plain, seen, strict=True):
@@ -227,41 +227,17 @@ def test_parsing_a_mirrored_image_mirrors_the_parse(seed, recentre, average):
         assert (mirrored == MIRRORED[labels][:, ::-1]).all(), image.shape
 
 
-@pytest.mark.parametrize("number", range(len(PATCHES)), ids=[patch.name for patch in PATCHES])
-def test_averaged_logits_are_the_mean_of_the_looks_that_have_a_pixel(number):
-    patch, image = PATCHES[number], noisy_images()[0]
-    network = random_networks(3)[patch.network]
-    centres = np.full((1, len(PATCHES), 2), 120.0)
-    pipeline = Pipeline({name: random_networks(3)[name] for name in STAGE2}, average=True)
-    patches = pipeline.label_patches([image], centres)
-    (x, y), size = patches.origins[number][0], patch.size
-    total, count = np.zeros((network(np.zeros((1, 3, size, size))).shape[1], 400, 400)), np.zeros((400, 400))
-    for dx, dy in _LOOKS:
-        left = x + (-dx if patch.mirrored else dx)
-        seen = network(network_input(image, (left, y + dy), patch)[None])[0]
-        if patch.mirrored:
-            seen = seen[..., ::-1]  # as it lies in the image
-        total[:, 50 + y + dy : 50 + y + dy + size, 50 + left : 50 + left + size] += seen
-        count[50 + y + dy : 50 + y + dy + size, 50 + left : 50 + left + size] += 1
-    expected = (total / np.maximum(count, 1))[:, 50 + y : 50 + y + size, 50 + x : 50 + x + size]
-    if patch.mirrored:
-        expected = expected[..., ::-1]
-    np.testing.assert_allclose(patches.logits[number][0], expected, rtol=1e-5, atol=1e-5)
-    assert count.max() == 3
-
-
-@pytest.mark.parametrize(("average", "looks"), [(False, [1, 2, 2, 1, 1]), (True, [1, 6, 6, 3, 3])])
-def test_a_network_looks_as_often_as_it_must(average, looks):
+def test_every_patch_is_looked_at_once():
     listeners = {name: Listener(entry.labels) for name, entry in NETWORKS.items()}
-    Pipeline(listeners, average=average).parse(noisy_images()[:2])
-    assert [len(listeners[name].seen) for name in NETWORKS] == looks
+    Pipeline(listeners).parse(noisy_images()[:2])
+    assert [len(listeners[name].seen) for name in NETWORKS] == [1, 2, 2, 1, 1]
 
 
-def test_averaging_takes_nothing_from_networks_that_are_right():
-    faces = [coloured_face(shape) for shape in SIZES]
-    pipeline = Pipeline(oracle().networks, average=True)
-    for face, labels in zip(faces, pipeline.parse([face.image for face in faces]), strict=True):
-        assert (labels == face.labels()).all(), face.name
+def test_warming_up_runs_every_network():
+    listeners = {name: Listener(entry.labels) for name, entry in NETWORKS.items()}
+    Pipeline(listeners).warm_up()
+    for name, entry in NETWORKS.items():
+        assert [images.shape for images in listeners[name].seen] == [(1, 3, entry.size, entry.size)]
 
 
 @pytest.mark.parametrize("shape", SIZES)
@@ -461,7 +437,7 @@ def test_weights_are_loaded_with_their_pairs_and_layout(saved):
     for folder in (saved, saved / "weights"):
         pipeline = load_pipeline(folder, "numpy", 1, threads=1)
         assert pipeline.pairs == {"eyebrow": (2, -1), "eye": (3, -2), "nose": (4, -3), "mouth": (5, -4)}
-        assert (pipeline.side, pipeline.average, pipeline.recentre) == (300, False, 0)
+        assert (pipeline.side, pipeline.recentre) == (300, 0)
         np.testing.assert_array_equal(pipeline.layout, LAYOUT)
         assert (pipeline.networks["eye"](image) == expected).all()
 
@@ -478,9 +454,16 @@ def test_weights_without_pairs_or_layout_leave_the_defaults(saved, tmp_path):
 def test_weights_are_used_as_their_pairs_were_fitted(saved, tmp_path):
     folder = shutil.copytree(saved / "weights", tmp_path / "weights")
     for name in NETWORKS:
-        with_metadata(average="True", recentre="4.5")(folder / f"{name}.safetensors")
-    pipeline = load_pipeline(folder, "numpy", 1, threads=1)
-    assert (pipeline.average, pipeline.recentre) == (True, 4.5)
+        with_metadata(recentre="4.5")(folder / f"{name}.safetensors")
+    assert load_pipeline(folder, "numpy", 1, threads=1).recentre == 4.5
+
+
+def test_weights_of_earlier_versions_load(saved, tmp_path):
+    """They say whether logits were averaged when their pairs were fitted, which none does any more."""
+    folder = shutil.copytree(saved / "weights", tmp_path / "weights")
+    for name in NETWORKS:
+        with_metadata(average="False")(folder / f"{name}.safetensors")
+    assert load_pipeline(folder, "numpy", 1, threads=1).pairs["eye"] == (3, -2)
 
 
 def no_weights(path):

@@ -14,7 +14,7 @@ import minicnn
 from icnn.model.network import icnn_graph
 from minicnn import SGD, Graph, Plan
 from minicnn.gradcheck import check_plan, relative_error
-from minicnn.kernels import SIGNATURES
+from minicnn.kernels.signatures import SIGNATURES
 from minicnn.layers import Concat, Conv2D, Input, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
 from minicnn.memory import Life, assign_buffers, dead_buffers
 
@@ -493,7 +493,8 @@ import numba
 import numpy as np
 from numba.core.runtime import rtsys
 from examples import EXAMPLES, draw_example
-from minicnn.kernels import SIGNATURES, get_backend
+from minicnn.kernels import get_backend
+from minicnn.kernels.signatures import SIGNATURES
 
 kernels = get_backend("numba")
 numba.njit(lambda x: x)(np.zeros(1))  # the statistics begin with the first compilation

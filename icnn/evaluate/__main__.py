@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from icnn.cli import Parser, Signals, existing_folder, positive, run
+from icnn.cli import Parser, Signals, compilation_announced, existing_folder, positive, run
 from icnn.data.folder import SPLITS, SmithFolder
 from icnn.evaluate.scoring import evaluate
 from icnn.model.pipeline import load_pipeline
@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Signals() as signals:
         backend, _ = choose_backend(options.backend)
         pipeline = load_pipeline(options.weights, backend, options.batch, options.threads)
+        with compilation_announced():
+            pipeline.warm_up()
         faces = SmithFolder(options.data).load_split(options.split)
         result = evaluate(pipeline, faces, options.batch, signals)
     summary = result.summary(options.split)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from icnn.cli import compilation_announced
 from icnn.data.geometry import Letterbox
 from icnn.data.resample import maps_of, normalise, resize, side_by_side, warp
 from icnn.model.centres import DEFAULT_LAYOUT, complete_centres, face_scale, part_centres
@@ -36,11 +35,6 @@ class PatchLogits(NamedTuple):
     logits: list[np.ndarray]
 
 
-#: Pixels, x and y, by which the looks at a patch are moved if several are averaged: they fall differently on the pixels
-#: of the network's coarser rows, which are up to 8 pixels wide, and are as many on either side of a mirror.
-_LOOKS = (0, -3), (3, 2), (-3, 2)
-
-
 USUAL_SIDE = 256.0  # of the photographs of Smith et al., for weights that do not say
 #: Scales of a face that stage 2 takes as they come: augmentation covers them, and resampling costs sharpness.
 _ABOUT = 0.75, 1.33
@@ -60,8 +54,6 @@ class Pipeline:
         Usual part centres in a stage-1 square of side 1: the fallback for parts that stage 1 does not find.
     side : float
         Larger side of the photographs that the networks were trained on, pixels: with `layout`, the size of a face.
-    average : bool
-        Average the logits of several looks at each patch, moved by some pixels; stage 2 then takes three times as long.
     recentre : float
         Cut a patch once more where its part turns out to lie farther than so many pixels, along an axis, from its
         middle; 0: never.
@@ -75,7 +67,6 @@ class Pipeline:
         pairs: Mapping[str, Pair] | None = None,
         layout: np.ndarray = DEFAULT_LAYOUT,
         side: float = USUAL_SIDE,
-        average: bool = False,
         recentre: float = 0.0,
         threads: int | None = None,
     ):
@@ -83,7 +74,6 @@ class Pipeline:
         self.pairs = {name: (pairs or {}).get(name, PLAIN) for name in STAGE2}
         self.layout = np.asarray(layout)
         self.side = side
-        self.average = average
         self.recentre = recentre
         self.threads = threads
 
@@ -137,20 +127,6 @@ class Pipeline:
     def _label_patch(
         self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch
     ) -> np.ndarray:
-        """Logits (n, L, S, S) of one patch of every image, by one look or the average of several."""
-        if not self.average:
-            return self._look(images, corners, patch)
-        looks = []
-        for x, y in _LOOKS:
-            right = -x if patch.mirrored else x
-            seen = self._look(images, [(left + right, top + y) for left, top in corners], patch)
-            placed = np.full_like(seen, np.nan)  # what a look does not see
-            (rows, from_rows), (columns, from_columns) = (_moved(by, patch.size) for by in (y, x))
-            placed[..., rows, columns] = seen[..., from_rows, from_columns]
-            looks.append(placed)
-        return np.nanmean(looks, axis=0)
-
-    def _look(self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch) -> np.ndarray:
         """Logits (n, L, S, S) of one patch of every image."""
         pairs = zip(images, corners, strict=True)
         return self.networks[patch.network](np.stack([network_input(image, corner, patch) for image, corner in pairs]))
@@ -206,6 +182,12 @@ class Pipeline:
             return 1.0
         return min(1 / max(scale, 1e-6), max(1.0, _LARGEST / side))
 
+    def warm_up(self) -> None:
+        """Run every network once, on an image of zeros: kernels that are not compiled yet are compiled now."""
+        for name, predict in self.networks.items():
+            size = NETWORKS[name].size
+            predict(np.zeros((1, 3, size, size), np.float32))
+
     def parse(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Label maps (H, W) uint8 of ids of images (H, W, 3) uint8, both stages."""
         return self.label(images, self.locate(images).centres)
@@ -219,18 +201,12 @@ def _square(image: np.ndarray) -> tuple[Letterbox, np.ndarray, np.ndarray]:
     return box, inside, normalise(values, inside)
 
 
-def _moved(by: int, size: int) -> tuple[slice, slice]:
-    """Along one axis: where the pixels of a patch moved by so many lie in the patch itself, and which they are."""
-    return slice(max(0, by), size + min(0, by)), slice(max(0, -by), size + min(0, -by))
-
-
 def predictor(plan: Plan) -> Predict:
     """A plan as `Predict`: any number of images, a batch at a time, logits copied out."""
 
     def predict(images: np.ndarray) -> np.ndarray:
         batches = range(0, len(images), plan.batch)
-        with compilation_announced():
-            return np.concatenate([plan.download(plan.forward(images[i : i + plan.batch])) for i in batches])
+        return np.concatenate([plan.download(plan.forward(images[i : i + plan.batch])) for i in batches])
 
     return predict
 
@@ -256,7 +232,6 @@ def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: 
         {name: one.pair for name, one in stored.items()},
         layouts[-1] if layouts else DEFAULT_LAYOUT,
         sides[-1] if sides else USUAL_SIDE,
-        average=any(one.average for one in stored.values()),
         recentre=max(one.recentre for one in stored.values()),
         threads=threads,
     )

@@ -31,7 +31,7 @@ class StoredNetwork(NamedTuple):
         Usual part centres in a stage-1 square of side 1, if the file says.
     side : float or None
         Larger side of the photographs it was trained on, pixels, if the file says.
-    average, recentre
+    recentre : float
         How `icnn.model.pipeline.Pipeline` was set when the pair was fitted.
     metadata : dict of str to str
         All that the file says besides.
@@ -44,7 +44,6 @@ class StoredNetwork(NamedTuple):
     pair: Pair
     layout: np.ndarray | None
     side: float | None
-    average: bool
     recentre: float
     metadata: dict[str, str]
     card: dict[str, Any]
@@ -104,5 +103,4 @@ def _read(path: Path, name: str) -> StoredNetwork:
     card = json.loads(metadata.get("card", "{}"))
     if not isinstance(card, dict) or not all(isinstance(card.get(key, ""), str) for key in ("data", "terms")):
         raise CheckpointError(f"{path}: expected a card with texts for data and terms, got something else")
-    average = metadata.get("average") == "True"
-    return StoredNetwork(graph, parameters, pair, layout, side, average, recentre, metadata, card)
+    return StoredNetwork(graph, parameters, pair, layout, side, recentre, metadata, card)

@@ -21,8 +21,8 @@ from icnn.data.overlay import label_image, overlay
 from icnn.errors import InputError
 from icnn.model.weights import SHIPPED
 from icnn.parse.files import Job, jobs_of
-from icnn.parse.parser import Detect, FaceParser, box_of, numbers_of, parsed_of
-from icnn.parse.results import Seen, described
+from icnn.parse.parser import Detect, FaceParser, box_of, numbers_of, result_of
+from icnn.parse.results import FacePrediction, described
 from minicnn.checkpoint import atomic_path
 from minicnn.distributed import join
 
@@ -204,20 +204,20 @@ class _Work:
         except InputError as error:
             raise InputError(f"{job.source}: {error}") from error
 
-    def _parse(self, chunk: Sequence[_Read]) -> Iterator[tuple[_Read, list[Seen]]]:
+    def _parse(self, chunk: Sequence[_Read]) -> Iterator[tuple[_Read, list[FacePrediction]]]:
         photographs = [read.photograph for read in chunk]
         boxes = [read.boxes for read in chunk] if self._face else None
         with compilation_announced():
-            results = self._parser.look_at(photographs, boxes, self._detect)
+            results = self._parser.predict(photographs, boxes, self._detect)
         for read, faces in zip(chunk, results, strict=True):
             if not faces:
                 print(f"icnn.parse: {read.job.source}: no face found", file=sys.stderr)
             yield read, faces
 
-    def _write(self, read: _Read, faces: list[Seen]) -> None:
+    def _write(self, read: _Read, faces: list[FacePrediction]) -> None:
         """All results of one photograph, from resampling to its own size on: beside the networks of the next."""
         photograph, target = read.photograph, self._out / read.job.stem
-        parsed = parsed_of(photograph.shape[:2], faces)
+        parsed = result_of(photograph.shape[:2], faces)
         target.parent.mkdir(parents=True, exist_ok=True)
 
         _save(label_image(parsed.labels), _beside(target, "_labels.png"))

@@ -1,4 +1,8 @@
-"""Faces in photographs of any size: found or given, parsed at the scale of the training data, labelled at their own."""
+"""`FaceParser`: label the parts of faces in photographs of any size.
+
+Faces are proposed or given as boxes, cropped at the scale of the training data, labelled by both stages, and the labels
+are resampled to the photograph's own size.
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -14,21 +18,22 @@ from icnn.data.resample import side_by_side
 from icnn.errors import InputError
 from icnn.model.pipeline import load_pipeline
 from icnn.model.weights import SHIPPED
-from icnn.parse.results import Parsed, ParsedFace, Part, Seen
-from icnn.parse.search import SQUARE, agreement, centred_boxes, cut_square, moved_box, overlap, without_twins
+from icnn.parse.results import FacePrediction, ParsedFace, ParseResult, Part
+from icnn.parse.search import CROP_SIZE, DUPLICATE, agreement, crop_face, nms, propose_centred, refine_box
 from minicnn.kernels import choose_backend
 
-#: A face whose stages agree less is none. Of the project's 130 tuning photographs the least has .56, 98 % have .60; of
-#: 430 pieces of them without a face, and of noise, 95 % have less than .554 and the most has .65.
+#: Detections with a lower stage agreement are rejected. The lowest of the project's 130 tuning photographs is .56, 98 %
+#: reach .60; of 430 pieces of them without a face, and of noise, 95 % have less than .554, and the highest is .65.
 LEAST_AGREEMENT = 0.55
-_ROUNDS = 2  # of moving a proposed box onto what is found in it
+_REFINEMENTS = 2  # times that a proposed box is moved onto the face in it
+_OVERLAPPING = 0.3  # IoU from which on two faces count as one
 
-#: Finds faces: (H, W, 3) uint8 -> boxes.
+#: A face detector: (H, W, 3) uint8 -> boxes.
 Detect = Callable[[np.ndarray], list[Box]]
 
 
 class FaceParser:
-    """Labels the parts of faces.
+    """Label the parts of faces in photographs.
 
     >>> from icnn import FaceParser
     >>> result = FaceParser().parse(image)
@@ -65,7 +70,7 @@ class FaceParser:
 
     def parse(
         self, image: "np.ndarray | Image.Image", boxes: Sequence[Sequence[float]] | None = None, detect: bool = False
-    ) -> Parsed:
+    ) -> ParseResult:
         """Parse the face, or the faces, of one photograph.
 
         Parameters
@@ -99,58 +104,71 @@ class FaceParser:
         photographs: Sequence[np.ndarray],
         boxes: Sequence[Sequence[Box]] | None = None,
         detect: Detect | None = None,
-    ) -> list[Parsed]:
-        """Parse several photographs (H, W, 3) uint8 at once; `boxes`, if given, are those of each."""
-        faces = self.look_at(photographs, boxes, detect)
-        return [parsed_of(photograph.shape[:2], own) for photograph, own in zip(photographs, faces, strict=True)]
+    ) -> list[ParseResult]:
+        """Parse several photographs at once.
 
-    def look_at(
+        Parameters
+        ----------
+        photographs : sequence of (H, W, 3) uint8
+        boxes : sequence of sequences of Box, optional
+            The faces of each photograph; default: one roughly centred face.
+        detect : callable, optional
+            Finds the faces of a photograph instead.
+
+        Returns
+        -------
+        list of ParseResult
+            One for each photograph.
+        """
+        faces = self.predict(photographs, boxes, detect)
+        return [result_of(photograph.shape[:2], own) for photograph, own in zip(photographs, faces, strict=True)]
+
+    def predict(
         self,
         photographs: Sequence[np.ndarray],
         boxes: Sequence[Sequence[Box]] | None = None,
         detect: Detect | None = None,
-    ) -> list[list[Seen]]:
-        """The networks' part of `parse_photographs`: the faces of each photograph, for `parsed_of`."""
+    ) -> list[list[FacePrediction]]:
+        """Run the networks: the faces of each photograph in their crops, for `result_of`."""
         proposed = boxes if boxes is not None else map(detect or _centred, photographs)
         places = [(n, box) for n, own in enumerate(proposed) for box in own]
         if boxes is None:
-            places = self._settled(photographs, places)
-        seen: list[list[Seen]] = [[] for _ in photographs]
-        for (n, _), face in zip(places, self._see(photographs, places), strict=True):
-            seen[n].append(face)
+            places = self._refine(photographs, places)
+        faces: list[list[FacePrediction]] = [[] for _ in photographs]
+        for (n, _), face in zip(places, self._predict_crops(photographs, places), strict=True):
+            faces[n].append(face)
         if boxes is None:
-            seen = [_kept(faces, all_of_them=detect is not None) for faces in seen]
-        return seen
+            faces = [_select(own, keep_all=detect is not None) for own in faces]
+        return faces
 
-    def _settled(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> "list[_Place]":
-        """Places moved onto the faces that stage 1 sees in them; twice the same face and none at all are left out."""
-        for _ in range(_ROUNDS):
+    def _refine(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> "list[_Place]":
+        """Refine boxes with stage 1; drop duplicates and boxes without a face."""
+        for _ in range(_REFINEMENTS):
             if not places:
                 break
-            squares = self._squares(photographs, places)
-            located = self._pipeline.locate(squares)
+            located = self._pipeline.locate(self._crops(photographs, places))
             boxes: dict[int, list[Box]] = {}
             for (n, box), centres, found in zip(places, located.centres, located.found, strict=True):
-                moved = moved_box(box, centres, found)
-                if moved is not None and SHORTEST < moved.length < 4 * max(photographs[n].shape):
-                    boxes.setdefault(n, []).append(moved)
-            places = [(n, box) for n, moved in boxes.items() for box in without_twins(moved)]
+                refined = refine_box(box, centres, found)
+                if refined is not None and SHORTEST < refined.length < 4 * max(photographs[n].shape):
+                    boxes.setdefault(n, []).append(refined)
+            places = [(n, own[i]) for n, own in boxes.items() for i in nms(own, DUPLICATE)]
         return places
 
-    def _squares(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[np.ndarray]:
-        """The squares around these places, as the networks see faces."""
-        return side_by_side(lambda place: cut_square(photographs[place[0]], place[1]), places, self._pipeline.threads)
+    def _crops(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[np.ndarray]:
+        """Face crops (256, 256, 3) uint8."""
+        return side_by_side(lambda place: crop_face(photographs[place[0]], place[1]), places, self._pipeline.threads)
 
-    def _see(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[Seen]:
-        """Both stages in the squares of these places."""
+    def _predict_crops(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[FacePrediction]:
+        """Run both stages on the crops."""
         if not places:
             return []
-        squares = self._squares(photographs, places)
-        located = self._pipeline.locate(squares)
-        patches = self._pipeline.label_patches(squares, located.centres)
-        maps = self._pipeline.joint_probabilities((SQUARE, SQUARE), patches)
+        crops = self._crops(photographs, places)
+        located = self._pipeline.locate(crops)
+        patches = self._pipeline.label_patches(crops, located.centres)
+        maps = self._pipeline.joint_probabilities((CROP_SIZE, CROP_SIZE), patches)
         return [
-            Seen(box, probable, agreement(coarse, probable.argmax(-1)))
+            FacePrediction(box, probable, agreement(coarse, probable.argmax(-1)))
             for (_, box), coarse, probable in zip(places, located.labels, maps, strict=True)
         ]
 
@@ -160,21 +178,26 @@ _Place = tuple[int, Box]
 
 
 def _centred(photograph: np.ndarray) -> list[Box]:
-    return centred_boxes(photograph.shape[:2])
+    return propose_centred(photograph.shape[:2])
 
 
-def _kept(faces: list[Seen], all_of_them: bool) -> list[Seen]:
-    """Those that are faces, the surest first: all that do not lie on another, or one."""
+def _select(faces: list[FacePrediction], keep_all: bool) -> list[FacePrediction]:
+    """Reject detections with low agreement, then non-maximum suppression, best first; the best unless `keep_all`."""
     sure = sorted((face for face in faces if face.agreement >= LEAST_AGREEMENT), key=lambda face: -face.agreement)
-    kept: list[Seen] = []
-    for face in sure:
-        if all(overlap(face.box, other.box) < 0.3 for other in kept):
-            kept.append(face)
-    return kept if all_of_them else kept[:1]
+    kept = [sure[i] for i in nms([face.box for face in sure], _OVERLAPPING)]
+    return kept if keep_all else kept[:1]
 
 
-def parsed_of(shape: tuple[int, int], faces: list[Seen]) -> Parsed:
-    """What `FaceParser.look_at` saw in a photograph (H, W), at the photograph's own size."""
+def result_of(shape: tuple[int, int], faces: list[FacePrediction]) -> ParseResult:
+    """Resample the predictions of `FaceParser.predict` to a photograph's own size.
+
+    Parameters
+    ----------
+    shape : (H, W)
+        Of the photograph.
+    faces : list of FacePrediction
+        The best first: where faces overlap, its labels count.
+    """
     labels = np.zeros(shape, np.uint8)
     described = []
     for face in faces:
@@ -189,7 +212,7 @@ def parsed_of(shape: tuple[int, int], faces: list[Seen]) -> Parsed:
             if part
         }
         described.append(ParsedFace((*corner, face.box.length, face.box.length), parts, face.agreement))
-    return Parsed(labels, described, faces)
+    return ParseResult(labels, described, faces)
 
 
 def _part(labels: np.ndarray, part: int, corner: tuple[int, int], confidence: float) -> Part:

@@ -1,4 +1,4 @@
-"""What parsing a photograph gives: labels, faces, parts, and their description as JSON."""
+"""Results of parsing a photograph: labels, faces, parts, and their description as JSON."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,27 +9,27 @@ import numpy as np
 from icnn.classes import PARTS
 from icnn.data.face_box import TYPICAL_LENGTH, Box
 from icnn.data.resample import warp
-from icnn.parse.search import SQUARE
+from icnn.parse.search import CROP_SIZE
 
-_STRIP = 1 << 20  # pixels that are labelled at once: 9 maps of 4 bytes each
+_STRIP = 1 << 20  # pixels labelled at once: 9 maps of 4 bytes each
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a parsed face.
+    """One part of a parsed face, in the photograph's pixels.
 
     Attributes
     ----------
     id : int
-        Of `icnn.classes.PARTS`.
+        Index in `icnn.classes.PARTS`.
     pixels : int
-        How many the label image has of it.
+        Number of pixels with this label.
     box : (x, y, width, height) or None
-        The smallest that holds them, whole pixels; None if there are none.
+        Bounding box; None without pixels.
     center : (x, y) or None
-        Median of them along each axis.
+        Median of the pixels along each axis; None without pixels.
     confidence : float
-        Mean probability of their label, 0 to 1.
+        Mean probability of the label over its pixels, 0 to 1.
     """
 
     id: int
@@ -50,7 +50,7 @@ class ParsedFace:
     parts : dict of str to Part
         All eight, by name.
     agreement : float
-        How far the two stages see the same (`icnn.parse.search.agreement`), 0 to 1: of a clear face .8 or so.
+        Agreement of the two stages (`icnn.parse.search.agreement`), 0 to 1; about .8 for a clear face.
     """
 
     box: tuple[float, float, float, float]
@@ -58,16 +58,26 @@ class ParsedFace:
     agreement: float
 
 
-class Seen(NamedTuple):
-    """A face in its square: where that lies, probabilities (256, 256, 9), and how far the stages agree."""
+class FacePrediction(NamedTuple):
+    """The networks' prediction for one face crop.
+
+    Attributes
+    ----------
+    box : Box
+        The face in the photograph.
+    maps : (256, 256, 9) float32
+        Probability of every id at every pixel of the crop.
+    agreement : float
+        Of the two stages, 0 to 1.
+    """
 
     box: Box
     maps: np.ndarray
     agreement: float
 
     def region(self, shape: tuple[int, int]) -> tuple[int, int, int, int]:
-        """x, y, width and height of the part of a photograph (H, W) that the square covers; maybe nothing."""
-        half = self.box.length / TYPICAL_LENGTH * SQUARE / 2
+        """Compute the region (x, y, width, height) of a photograph (H, W) that the crop covers; may be empty."""
+        half = self.box.length / TYPICAL_LENGTH * CROP_SIZE / 2
         ends = []
         for middle, length in ((self.box.x, shape[1]), (self.box.y, shape[0])):
             first = min(max(0, int(np.floor(middle - half))), length)
@@ -77,16 +87,16 @@ class Seen(NamedTuple):
         return x, y, width, height
 
     def resampled(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Probabilities (height, width, 9) in a region of the photograph; background outside of the square."""
+        """Resample the probabilities to a region of the photograph: (height, width, 9); background outside the crop."""
         step = TYPICAL_LENGTH / self.box.length
-        middle = (SQUARE - 1) / 2
+        middle = (CROP_SIZE - 1) / 2
         left, top = middle + (x - self.box.x) * step, middle + (y - self.box.y) * step
         maps, inside = warp(self.maps, np.array([[step, 0, left], [0, step, top]]), (height, width))
         maps[~inside, 0] = 1
         return maps
 
     def labels(self, shape: tuple[int, int]) -> tuple[int, int, np.ndarray]:
-        """Corner x, y and ids (h, w) uint8 of its region in a photograph (H, W), strip by strip."""
+        """Compute the ids (h, w) uint8 of its region in a photograph (H, W), and the region's corner x, y."""
         x, y, width, height = self.region(shape)
         labels = np.zeros((height, width), np.uint8)
         rows = max(1, _STRIP // max(1, width))
@@ -96,34 +106,34 @@ class Seen(NamedTuple):
         return x, y, labels
 
     def confidences(self) -> np.ndarray:
-        """(9,) float: mean probability of each id over the pixels of the square that have it; 0 where none has."""
+        """Compute the mean probability of each id over the crop's pixels with that id: (9,); 0 for absent ids."""
         labels, best = self.maps.argmax(-1).ravel(), self.maps.max(-1).ravel()
         count = np.bincount(labels, minlength=len(PARTS))
         return np.bincount(labels, best, len(PARTS)) / np.maximum(count, 1)
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """What is seen in a photograph.
+class ParseResult:
+    """The labels and faces of one photograph.
 
     Attributes
     ----------
     labels : (H, W) uint8
-        Ids of `icnn.classes.PARTS`; where faces overlap, of the first in `faces`.
+        Ids of `icnn.classes.PARTS`; where faces overlap, those of the first in `faces`.
     faces : list of ParsedFace
-        The surest first; empty where there is none.
+        Highest agreement first; empty if there is no face.
     """
 
     labels: np.ndarray
     faces: list[ParsedFace]
-    _seen: "list[Seen]"
+    _predictions: "list[FacePrediction]"
 
     def probabilities(self) -> np.ndarray:
-        """Probability of every id at every pixel, (H, W, 9) float32: 36 bytes a pixel, made when asked for."""
+        """Compute the probability of every id at every pixel: (H, W, 9) float32, 36 bytes a pixel."""
         height, width = self.labels.shape
         total = np.zeros((height, width, len(PARTS)), np.float32)
         total[..., 0] = 1
-        for seen in reversed(self._seen):  # the surest last, over the others
+        for seen in reversed(self._predictions):  # the best last, over the others
             x, y, w, h = seen.region(self.labels.shape)
             maps = seen.resampled(x, y, w, h)
             parts = maps[..., 1:].sum(-1, keepdims=True) > 1e-3
@@ -131,8 +141,8 @@ class Parsed:
         return total
 
 
-def described(source: Path, parsed: Parsed) -> dict:
-    """What NAME.json holds."""
+def described(source: Path, parsed: ParseResult) -> dict:
+    """Describe a result as NAME.json has it; `source` is the photograph's path."""
     height, width = parsed.labels.shape
     faces = []
     for face in parsed.faces:

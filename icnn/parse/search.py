@@ -1,7 +1,7 @@
-"""Where the faces of a photograph lie that nobody has framed.
+"""Propose and refine face boxes in unannotated photographs.
 
-Boxes are proposed, moved onto what stage 1 finds in them, and judged by how far both stages agree: two networks that
-were trained apart and see different scales label the same pixels of a face, and hardly any of a wall.
+Boxes are proposed, moved onto the parts that stage 1 finds in them, and scored by the agreement of both stages: two
+networks that were trained separately and see different scales label the same pixels of a face, and few of a wall.
 """
 
 from collections.abc import Sequence
@@ -14,48 +14,48 @@ from icnn.evaluate.metrics import confusion, mean_f
 from icnn.model.centres import fit_similarity
 from icnn.stages import PATCHES
 
-#: Side of the square in which the networks see a face, whose box is `TYPICAL_LENGTH` there: as in the training data.
-SQUARE = 256
+#: Side of a face crop, pixels. The face's box is `TYPICAL_LENGTH` there: as in the training data.
+CROP_SIZE = 256
 
-#: Usual part centres in that square, in the order of PATCHES, (6, 2).
-USUAL = np.array([TYPICAL[np.array(patch.ids) - 1, :2].mean(0) for patch in PATCHES]) + (SQUARE - 1) / 2
+#: Usual part centres in a face crop, in the order of PATCHES, (6, 2).
+USUAL = np.array([TYPICAL[np.array(patch.ids) - 1, :2].mean(0) for patch in PATCHES]) + (CROP_SIZE - 1) / 2
 
 #: Sizes of a face, as shares of a photograph's shorter side, and heights of its middle, as shares of the height.
 _SHARES = (0.2, 0.3, 0.43, 0.6, 0.85)
 _HEIGHTS = (0.5, 0.36)  # the middle, and where portraits have it
 
-_PARTS_NEEDED = 4  # to move a box
+_PARTS_NEEDED = 4  # to refine a box
 _MOST_TURNED = 60  # degrees
-_ALIKE = 0.8  # overlap over union of two boxes that are one
+DUPLICATE = 0.8  # IoU from which on two proposals count as one
 
 
-def cut_square(image: np.ndarray, box: Box) -> np.ndarray:
-    """The square around a face at the scale of the training data: (256, 256, 3) uint8, black outside the photograph."""
-    return np.rint(warp(image, box.matrix(SQUARE, TYPICAL_LENGTH), SQUARE)[0]).astype(np.uint8)
+def crop_face(image: np.ndarray, box: Box) -> np.ndarray:
+    """Crop a face at the scale of the training data: (256, 256, 3) uint8, black outside the photograph."""
+    return np.rint(warp(image, box.matrix(CROP_SIZE, TYPICAL_LENGTH), CROP_SIZE)[0]).astype(np.uint8)
 
 
-def centred_boxes(shape: tuple[int, int]) -> list[Box]:
-    """Boxes for a face that is roughly in the middle of a photograph (H, W), of any size."""
+def propose_centred(shape: tuple[int, int]) -> list[Box]:
+    """Propose boxes for a roughly centred face of any size in a photograph (H, W)."""
     height, width = shape
     return [
         Box((width - 1) / 2, tall * height - 0.5, share * min(shape)) for tall in _HEIGHTS for share in _SHARES
     ]  # fmt: skip
 
 
-def moved_box(box: Box, centres: np.ndarray, found: np.ndarray) -> Box | None:
-    """The box of the face whose parts stage 1 has found in the square around another.
+def refine_box(box: Box, centres: np.ndarray, found: np.ndarray) -> Box | None:
+    """Fit a face box to the part centres that stage 1 found in the crop of another box.
 
     Parameters
     ----------
     box : Box
     centres : (6, 2)
-        In the square of `cut_square`.
+        Pixels of the crop.
     found : (6,) bool
 
     Returns
     -------
     Box or None
-        None where too few parts were found, or they lie as in no face.
+        None if too few parts were found, or their arrangement is not a face's.
     """
     if found.sum() < _PARTS_NEEDED:
         return None
@@ -63,13 +63,13 @@ def moved_box(box: Box, centres: np.ndarray, found: np.ndarray) -> Box | None:
     if not 0.3 < abs(face.a) < 3 or abs(np.angle(face.a, deg=True)) > _MOST_TURNED:
         return None
     step = box.length / TYPICAL_LENGTH
-    middle = (SQUARE - 1) / 2
+    middle = (CROP_SIZE - 1) / 2
     x, y = (face(np.full((1, 2), middle))[0] - middle) * step + (box.x, box.y)
     return Box(float(x), float(y), float(box.length * abs(face.a)))
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes."""
+    """Compute the intersection over union (IoU) of two boxes."""
     sides = [
         max(0.0, min(a + one.length / 2, b + other.length / 2) - max(a - one.length / 2, b - other.length / 2))
         for a, b in ((one.x, other.x), (one.y, other.y))
@@ -78,20 +78,33 @@ def overlap(one: Box, other: Box) -> float:
     return shared / (one.length**2 + other.length**2 - shared)
 
 
-def without_twins(boxes: Sequence[Box]) -> list[Box]:
-    """Boxes that are not nearly the same as one before."""
-    kept: list[Box] = []
-    for box in boxes:
-        if all(overlap(box, other) < _ALIKE for other in kept):
-            kept.append(box)
+def nms(boxes: Sequence[Box], threshold: float) -> list[int]:
+    """Non-maximum suppression.
+
+    Parameters
+    ----------
+    boxes : sequence of Box
+        The best first.
+    threshold : float
+        A box with this IoU or more to a kept one is dropped.
+
+    Returns
+    -------
+    list of int
+        Indices of the boxes that are kept, ascending.
+    """
+    kept: list[int] = []
+    for index, box in enumerate(boxes):
+        if all(overlap(box, boxes[other]) < threshold for other in kept):
+            kept.append(index)
     return kept
 
 
 def agreement(coarse: np.ndarray, fine: np.ndarray) -> float:
-    """How far stage 1 and stage 2 see the same parts in a square, 0 to 1.
+    """Compute how well stage 1 and stage 2 agree on a face crop, 0 to 1.
 
-    The mean over the parts of the F of one against the other; small parts, which are the hardest to see where there
-    are none, so count as much as large ones.
+    It is the mean over the parts of the F of one stage against the other, so small parts, which networks rarely see
+    where there are none, count as much as large ones.
 
     Parameters
     ----------

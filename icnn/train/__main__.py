@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from icnn.cli import Parser, Signals, existing_folder, progress, run
+from icnn.cli import Parser, Signals, compilation_announced, existing_folder, progress, run
 from icnn.config import Config, config_text, load_config, recipes
 from icnn.data.folder import Face, SmithFolder
 from icnn.errors import InputError
@@ -114,11 +114,13 @@ def require_same(team: Team, config: Config, faces: str) -> None:
 def _evaluate(the_run: Run, config: Config, splits: Splits, backend: str, signals: Signals) -> None:
     """Fit the modulation, parse the split that is asked for, and write weights with their card, figures and report."""
     pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
-    pipeline.average, pipeline.recentre = config.evaluate.average, config.evaluate.recentre
+    pipeline.recentre = config.evaluate.recentre
+    with compilation_announced():
+        pipeline.warm_up()
     fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
     for name in NETWORKS:
         beta, beta0 = pipeline.pairs.get(name, PLAIN)
-        _add_metadata(the_run, name, beta=beta, beta0=beta0, average=pipeline.average, recentre=pipeline.recentre)
+        _add_metadata(the_run, name, beta=beta, beta0=beta0, recentre=pipeline.recentre)
     result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals)
     _write_results(the_run, config, splits, pipeline, fits, result)
 

@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from minicnn.kernels import SIGNATURES, Argument
+from minicnn.kernels.signatures import SIGNATURES, Argument
 
 
 class Check:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from examples import Caller, draw_arrays
 
-from minicnn.kernels import SIGNATURES, get_backend
+from minicnn.kernels import get_backend
 from minicnn.kernels.cuda import tiles
+from minicnn.kernels.signatures import SIGNATURES
 
 _BETWEEN = 1  # channels of a larger array before an array, and twice as many behind it
 _NEIGHBOUR = 12345.0  # what lies in them

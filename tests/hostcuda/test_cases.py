@@ -4,8 +4,8 @@ import pytest
 import standin
 from kernel_cases import CASES, run_case, run_cases
 
-from minicnn.kernels import SIGNATURES
 from minicnn.kernels.cuda import tiles
+from minicnn.kernels.signatures import SIGNATURES
 
 
 @pytest.mark.usefixtures("device", "order")

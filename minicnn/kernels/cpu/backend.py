@@ -14,13 +14,13 @@ import numba
 from numba import njit, prange
 from numba.core import config
 
-from minicnn.kernels import SIGNATURES
 from minicnn.kernels.cpu.compile import SERIAL, exp, kernel, like, tanh
 from minicnn.kernels.cpu.conv_direct import correlation_scratch, prepare_backward_data, prepare_forward
 from minicnn.kernels.cpu.conv_weights import prepare_backward_weights, weight_gradient_scratch
 from minicnn.kernels.cpu.layout import in_turn, planes
 from minicnn.kernels.cpu.tiles import row
 from minicnn.kernels.host import Feed, download, empty, memory_left, record, summing, upload, zeros
+from minicnn.kernels.signatures import SIGNATURES
 from minicnn.kernels.validation import Check
 
 # What the backend has besides its kernels.

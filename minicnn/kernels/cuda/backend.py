@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minicnn.kernels import SIGNATURES, BackendError
+from minicnn.kernels import BackendError
 from minicnn.kernels.cuda.tiles import (
     OPTIONS,
     WARP,
@@ -31,6 +31,7 @@ from minicnn.kernels.cuda.tiles import (
     source,
     weight_gradient_tile,
 )
+from minicnn.kernels.signatures import SIGNATURES
 from minicnn.kernels.validation import Check
 
 NAME = "cupy"
