@@ -110,33 +110,33 @@ def _turn(before: list[str], options, threads: int) -> dict[str, float]:
 
 
 def _work(folder: Path | None, threads: int, steps: int) -> None:
-    """One turn, in each process of a team or in one of its own: images per second by network, as JSON."""
-    team, config, started = join(), load_config(None, []), 0.0
+    """One turn, in each of several processes or in one: images per second by network, as JSON."""
+    comm, config, started = join(), load_config(None, []), 0.0
     faces = SmithFolder(folder).load_split("tuning")[:FACES] if folder else synthetic_faces(FACES, 0, "exemplars")
     rates = {}
     for name, network in NETWORKS.items():
         train, augment = config.for_network(name)
-        (part,) = own_shards(train, team)
+        (part,) = own_shards(train, comm)
         batches = Batches(name, samples_of(name, faces, train.centre), train, augment, config.seed)
         plan = Plan(icnn_graph(network.labels, network.size), part.stop - part.start, "numba", threads=threads)
         ahead = batches.ahead(0, 3 + steps, part=part)
         for number, batch in enumerate(ahead):
             if number == 3:  # kernels are compiled, threads awake
-                team.wait()
+                comm.barrier()
                 started = time.perf_counter()
-            if team.size == 1:
+            if comm.size == 1:
                 plan.step(batch.images, batch.labels, OPTIMISER, batch.weights)
             else:
-                sharded_step(plan, [batch], OPTIMISER, team)
-        team.wait()
+                sharded_step(plan, [batch], OPTIMISER, comm)
+        comm.barrier()
         rates[name] = steps * train.batch / (time.perf_counter() - started)
     vector, seconds = np.zeros(_numbers(), np.float32), []
     for _ in range(SUMS):
-        team.wait()
+        comm.barrier()
         started = time.perf_counter()
-        team.sum(vector)
+        comm.all_reduce(vector)
         seconds.append(time.perf_counter() - started)
-    if team.rank == 0:
+    if comm.rank == 0:
         print(json.dumps({**rates, "sum": median(seconds)}))
     sys.stdout.flush()
 

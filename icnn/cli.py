@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from icnn.errors import InputError
 from minicnn.checkpoint import CheckpointError
-from minicnn.distributed import TeamError, end_all, launched_rank
+from minicnn.distributed import DistributedError, end_all, launched_rank
 from minicnn.kernels import BackendError
 
 Item = TypeVar("Item")
@@ -171,7 +171,7 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
     text = ""
     try:
         code = main(argv)
-    except (InputError, CheckpointError, BackendError, TeamError) as error:
+    except (InputError, CheckpointError, BackendError, DistributedError) as error:
         code, text = MISTAKE, str(error)
     except NotFiniteError as error:
         code, text = NOT_FINITE, str(error)

@@ -39,7 +39,7 @@ class Train:
     validate_every: int = 200  # steps
     patience: int = 0  # validations without a better F after which to stop; 0: never
     stop_after_rises: int = 0  # rises of the validation loss in a row after which to stop; 0: never
-    average: float = 0.0  # a step's decay of an exponential average of the weights, which then is what counts; 0: none
+    ema: float = 0.0  # EMA decay per step; the averaged weights are validated and saved (0 disables)
     part_weight: float = 1.0  # of a part's pixels in the loss, beside 1 for background
     keep: str = "best"  # weights of the best validation F, or "last"
     label_rule: str = "argmax"  # or "threshold": the arg-max part if its map exceeds 50 of 255, else background
@@ -150,7 +150,7 @@ _RANGES = {
     "train.momentum": (0, 0.999999),
     "train.weight_decay": (0, 1e6),
     "train.shrink": (0, 1),
-    "train.average": (0, 0.999999),
+    "train.ema": (0, 0.999999),
     "train.part_weight": (1e-3, 1e3),
     "train.validate_every": (1, 10**9),
     "train.patience": (0, 10**9),
@@ -187,6 +187,8 @@ def recipes() -> list[str]:
     return sorted(path.stem for path in _RECIPES.glob("*.toml"))
 
 
+#: What settings were called in earlier versions; the files of old runs have all of them.
+_RENAMED = {"train.average": "train.ema"}
 #: Settings that are gone, and the value whose meaning is still the same.
 _REMOVED = {"evaluate.average": False}
 
@@ -223,10 +225,7 @@ def load_config(path: str | Path | None = None, assignments: list[str] | None = 
         tree = tomllib.loads(text)
     except _NO_TOML as error:
         raise InputError(f"{source}: expected TOML, but {error}") from None
-    values = dict(_flatten(tree))
-    for key, was in _REMOVED.items():  # runs of earlier versions have all settings in their files
-        if key in values and values[key] == was:
-            del values[key]
+    values = _translated(dict(_flatten(tree)))
     for assignment in assignments or []:
         key, equals, value = assignment.partition("=")
         if not equals:
@@ -237,6 +236,17 @@ def load_config(path: str | Path | None = None, assignments: list[str] | None = 
         values[key] = _parse_value(value.strip())
         _check_key(f"--set {assignment}", key)
     return _build(source, values)
+
+
+def _translated(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file by today's names; those of single networks included."""
+    translated = {}
+    for key, value in values.items():
+        first, _, rest = key.partition(".")
+        prefix, general = (f"{first}.", rest) if first in NETWORKS else ("", key)
+        if general not in _REMOVED or value != _REMOVED[general]:
+            translated[prefix + _RENAMED.get(general, general)] = value
+    return translated
 
 
 def save_config(config: Config, path: str | Path) -> None:

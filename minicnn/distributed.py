@@ -21,45 +21,45 @@ from minicnn.sgd import SGD
 _RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"
 
 
-class TeamError(RuntimeError):
+class DistributedError(RuntimeError):
     """The processes cannot work together; the text says what is missing."""
 
 
-class Team:
+class Communicator:
     """One process, or all that an MPI launcher has started.
 
     Attributes
     ----------
     rank, size : int
         This process's number, from 0, and how many there are.
-    neighbours : int
+    local_size : int
         How many of them share this machine, this one included.
     """
 
-    rank, size, neighbours = 0, 1, 1
+    rank, size, local_size = 0, 1, 1
 
     @property
     def threads(self) -> int | None:
         """This process's share of its machine's cores; None for one that need not share."""
-        if self.neighbours == 1:
+        if self.local_size == 1:
             return None
-        return max(1, cores() // self.neighbours)
+        return max(1, cores() // self.local_size)
 
-    def sum(self, array: np.ndarray) -> None:
-        """Replace an array, in every process, by the sum of all; two processes' sums are exact to the bit."""
+    def all_reduce(self, array: np.ndarray) -> None:
+        """Sum an array over all processes, in place; with two, in the same bits whichever is first."""
 
-    def most(self, number: int) -> int:
-        """The largest of the processes' numbers."""
+    def all_max(self, number: int) -> int:
+        """Return the maximum of a number over all processes."""
         return number
 
-    def wait(self) -> None:
-        """Return when all are here."""
+    def barrier(self) -> None:
+        """Wait until all processes have called this."""
 
 
-ALONE = Team()
+SINGLE = Communicator()
 
 
-class MPITeam(Team):
+class MPICommunicator(Communicator):
     """The processes of an MPI communicator.
 
     Parameters
@@ -72,17 +72,17 @@ class MPITeam(Team):
         self._mpi = mpi
         self._world = mpi.COMM_WORLD
         self.rank, self.size = self._world.rank, self._world.size
-        self.neighbours = self._world.Split_type(mpi.COMM_TYPE_SHARED).size
+        self.local_size = self._world.Split_type(mpi.COMM_TYPE_SHARED).size
 
-    def sum(self, array: np.ndarray) -> None:
+    def all_reduce(self, array: np.ndarray) -> None:
         self._world.Allreduce(self._mpi.IN_PLACE, array)
 
-    def most(self, number: int) -> int:
+    def all_max(self, number: int) -> int:
         found = np.array([number], np.int64)
         self._world.Allreduce(self._mpi.IN_PLACE, found, self._mpi.MAX)
         return int(found[0])
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         self._world.Barrier()
 
 
@@ -92,15 +92,15 @@ def launched_rank() -> int | None:
     return ranks[0] if ranks else None
 
 
-def join() -> Team:
-    """The team of this process: what an MPI launcher started, or itself alone.
+def join() -> Communicator:
+    """Return the communicator of the processes that an MPI launcher started; `SINGLE` without one.
 
     Raises
     ------
-    TeamError
+    DistributedError
         If a launcher started it, and MPI cannot be used.
     """
-    return ALONE if launched_rank() is None else MPITeam(_mpi())
+    return SINGLE if launched_rank() is None else MPICommunicator(_mpi())
 
 
 def _mpi() -> Any:
@@ -109,12 +109,14 @@ def _mpi() -> Any:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, but no MPI library is
         reason = " ".join(str(error).split())
-        raise TeamError(f"expected mpi4py and an MPI library, got {reason}; try pip install 'icnn[mpi]'") from None
+        raise DistributedError(
+            f"expected mpi4py and an MPI library, got {reason}; try pip install 'icnn[mpi]'"
+        ) from None
     return MPI
 
 
 def end_all(code: int, last_words: Callable[[], None], precedence: float) -> None:
-    """End all processes of a team with this exit code, whatever they are at; where there is none, return.
+    """End all processes with this exit code, whatever they are at; where there is none, return.
 
     One that has not joined yet joins for it: else the others would wait for it for ever.
 
@@ -131,7 +133,7 @@ def end_all(code: int, last_words: Callable[[], None], precedence: float) -> Non
         last_words()
         return
     world = None
-    with suppress(TeamError):
+    with suppress(DistributedError):
         world = _mpi().COMM_WORLD
     if rank:
         time.sleep(precedence)
@@ -146,8 +148,8 @@ def shards_of(count: int, shards: int) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: SGD, team: Team) -> np.ndarray:
-    """One update from a batch in parts, here and in all processes of the team; the loss before it.
+def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: SGD, comm: Communicator) -> np.ndarray:
+    """One update from a batch in parts, here and in all processes; the loss before it.
 
     The sum has one order, part by part and process by process; of two parts it does not matter which process has which.
 
@@ -158,7 +160,7 @@ def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: S
     parts : iterable of images (n, C, H, W), labels (n, H, W), weights (n, H, W)
         This process's; n at most the plan's batch.
     optimiser : SGD
-    team : Team
+    comm : Communicator
 
     Raises
     ------
@@ -169,7 +171,7 @@ def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: S
     parts = [part for part in parts if part[2].any()]
     sums = [weights.sum(dtype=gradients.dtype) for _, _, weights in parts]
     total = np.array(sum(sums), gradients.dtype)
-    team.sum(total)
+    comm.all_reduce(total)
     if not total > 0:
         raise ValueError("expected weights of at least 0 whose sum is not 0")
     loss = np.zeros_like(total)
@@ -182,7 +184,7 @@ def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: S
             kept += plan.download(gradients)
     if kept is not None:
         plan.upload(gradients, kept)
-    plan.sum_gradients(team)
-    team.sum(loss)
+    plan.all_reduce_gradients(comm)
+    comm.all_reduce(loss)
     plan.update(optimiser)
     return loss

@@ -405,9 +405,9 @@ class Plan:
         self._run(passes.backward, "backward")
         self._done = "backward"  # what it read may be overwritten: shared buffers
 
-    def sum_gradients(self, team) -> None:
-        """Replace the gradients, in every process of a team (`minicnn.distributed`), by the sum of all."""
-        self._kernels.summing(team)(self.flat_gradients)
+    def all_reduce_gradients(self, comm) -> None:
+        """Replace the gradients, in every process (`minicnn.distributed`), by the sum of all."""
+        self._kernels.all_reduce(comm)(self.flat_gradients)
 
     def update(self, optimiser: SGD) -> None:
         """Apply the last gradients to the parameters."""

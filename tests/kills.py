@@ -31,7 +31,7 @@ from minicnn.checkpoint import load_tensors
 #: As small as a training can be that goes through everything; half of its time is spent on writing.
 SETTINGS = [
     "synthetic.exemplars=3", "synthetic.tuning=2", "synthetic.testing=1", "train.batch=2", "train.steps=3",
-    "train.validate_every=1", "train.average=0.9", "nose.train.patience=1",
+    "train.validate_every=1", "train.ema=0.9", "nose.train.patience=1",
 ]  # fmt: skip
 
 

@@ -407,8 +407,8 @@ BUGS = [
     Bug(
         "crops that are shown were labelled by other weights than the validated ones",
         "icnn/train/trainer.py",
-        "team)\n            labels = self._labels_of_shown()",
-        "team)\n        labels = self._labels_of_shown()",
+        "comm)\n            labels = self._labels_of_shown()",
+        "comm)\n        labels = self._labels_of_shown()",
         "test_training.py::test_a_training_can_be_watched_and_its_crops_are_of_the_weights_that_would_be_kept",
     ),
     Bug(
@@ -426,21 +426,21 @@ BUGS = [
         "minicnn/distributed.py",
         "plan.backward(float(total))",
         "plan.backward()",
-        "test_team.py::test_a_batch_in_shards_gives_the_gradient_of_the_whole",
+        "test_distributed.py::test_a_batch_in_shards_gives_the_gradient_of_the_whole",
     ),
     Bug(
         "an input that another process makes is not drawn",
         "icnn/train/batches.py",
         "Appearance.random(rng, settings).skip(size, rng)",
         "Appearance.random(rng, settings)",
-        "test_team.py::test_a_part_of_a_batch_is_what_it_is_in_the_whole",
+        "test_distributed.py::test_a_part_of_a_batch_is_what_it_is_in_the_whole",
     ),
     Bug(
         "a process that never joined leaves the others waiting",
         "minicnn/distributed.py",
         "        world = _mpi().COMM_WORLD",
         "        world = None",
-        "test_team.py::test_mistakes_end_all_with_one_line",
+        "test_distributed.py::test_mistakes_end_all_with_one_line",
     ),
     Bug(
         "two processes train in one folder",

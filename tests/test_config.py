@@ -112,6 +112,8 @@ def test_a_missing_file_and_a_binary_file_are_named(tmp_path):
 
 def test_files_of_earlier_versions_load_where_they_mean_the_same(tmp_path):
     assert load_config(write(tmp_path, "[evaluate]\naverage = false\nbatch = 7\n")).evaluate.batch == 7
+    old = write(tmp_path, "[train]\naverage = 0.5\n[eye.train]\naverage = 0.25\n")
+    assert [load_config(old).for_network(name)[0].ema for name in ("nose", "eye")] == [0.5, 0.25]
     with pytest.raises(InputError, match=r"unknown setting 'evaluate\.average'"):
         load_config(write(tmp_path, "[evaluate]\naverage = true\n"))
 

@@ -77,7 +77,7 @@ def weights(run, network="eye"):
         ("numba", 3, []),
         ("numba", 4, []),
         ("numpy", 3, []),
-        ("numba", 9, ["train.average=0.9", "train.steps=18", "augment.noise=9", "augment.jpeg=0.5"]),
+        ("numba", 9, ["train.ema=0.9", "train.steps=18", "augment.noise=9", "augment.jpeg=0.5"]),
     ],
 )
 def test_stopped_and_resumed_equals_undisturbed_bit_for_bit(tmp_path, faces, backend, looks, settings):
@@ -108,7 +108,7 @@ def test_a_state_older_than_the_log_does_not_leave_lines_twice(tmp_path, faces):
 
 
 def test_a_training_can_be_watched_and_its_crops_are_of_the_weights_that_would_be_kept(tmp_path, faces):
-    run, config = start(tmp_path / "run", "train.steps=4", "train.average=0.9")
+    run, config = start(tmp_path / "run", "train.steps=4", "train.ema=0.9")
     train(run, config, faces)
     assert "Training, as of" in (run.folder / "report.html").read_text("utf-8")
     sheets = sorted(path.name for path in (run.folder / "validation").iterdir())
@@ -183,7 +183,7 @@ def test_best_and_last_weights_are_kept_as_configured(tmp_path, faces, monkeypat
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_average_of_the_weights_is_what_counts(tmp_path, faces, monkeypatch, keep):
     """Validated and kept is the average, by hand from the weights at every eighth step; the steps do not see it."""
-    run, config = start(tmp_path / "run", "train.average=0.6", "train.steps=32", f"train.keep={keep}")
+    run, config = start(tmp_path / "run", "train.ema=0.6", "train.steps=32", f"train.keep={keep}")
     weights_at, seen = {}, {}
     step, scores = Trainer._step, iter([0.5, 0.6, 0.7, 0.8] + [0.1] * 12)
 

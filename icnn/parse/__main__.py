@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.face is not None and options.detect:
         raise InputError("expected --face or --detect, got both; leave out one")
     face = numbers_of(options.face) if options.face is not None else None
-    team = join()
+    comm = join()
     count = sum(1 for _ in jobs_of(options.inputs, options.out))
     detect = None
     if options.detect:
@@ -58,19 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         detect = detector()
     with Signals() as signals:
-        parser = FaceParser(options.weights, options.backend, options.threads or team.threads)
+        parser = FaceParser(options.weights, options.backend, options.threads or comm.threads)
         make_folder(options.out)
         work = _Work(parser, face, detect, options.parts, options.out)
         jobs = (
             job
             for job in progress(jobs_of(options.inputs, options.out), "parse", count)
-            if job.belongs_to(team.rank, team.size) and not (options.resume and work.has_done(job))
+            if job.belongs_to(comm.rank, comm.size) and not (options.resume and work.has_done(job))
         )
         bad = work.run(jobs, options.batch, signals)
     for message in bad if count > 1 else ():
         print(f"icnn.parse: {message}", file=sys.stderr, flush=True)
     all_bad = np.array([len(bad)])
-    team.sum(all_bad)  # all have said what was wrong before any ends with 2
+    comm.all_reduce(all_bad)  # all have said what was wrong before any ends with 2
     if all_bad[0]:
         raise InputError(bad[0] if count == 1 and bad else f"{all_bad[0]} of {count} photographs could not be parsed")
     return 0

@@ -28,7 +28,7 @@ from icnn.train.batches import require_parts
 from icnn.train.run_folder import Run, write_json
 from icnn.train.trainer import shard_count, train_network
 from minicnn.checkpoint import load_tensors, save_tensors
-from minicnn.distributed import Team, join
+from minicnn.distributed import Communicator, join
 from minicnn.kernels import choose_backend
 from minicnn.plan import VERSION
 
@@ -51,37 +51,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.resume and (options.out or options.config):
         parser.error("--resume RUN has its own folder and settings: leave out --out, --config")
-    team = join()
+    comm = join()
     with Signals() as signals, ExitStack() as held:
         the_run = Run(options.resume) if options.resume else Run.new(options.out)
-        config = _settings(options, the_run, team)
-        if options.resume and team.rank == 0:
+        config = _settings(options, the_run, comm)
+        if options.resume and comm.rank == 0:
             held.enter_context(the_run.locked())
         backend, reason = choose_backend(options.backend)
-        _say(team, f"{the_run.folder}: {reason}")
+        _say(comm, f"{the_run.folder}: {reason}")
         splits = load_splits(config)
         require_parts(splits.exemplars)
         faces = digest_of([*splits.exemplars, *splits.tuning])
-        require_same(team, config, faces)
+        require_same(comm, config, faces)
         if options.resume:
             the_run.require_faces(faces)
         signals.check()
-        if team.rank == 0:
+        if comm.rank == 0:
             if not options.resume:  # nothing is written before all that a user can get wrong is checked
                 held.enter_context(the_run.locked())
                 the_run.require_new()  # another process may have been faster
             the_run.open(config)
             the_run.note_faces(faces)
         for name in NETWORKS:
-            done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals, team)
-            _say(team, f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}")
-        if team.rank == 0:
+            done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals, comm)
+            _say(comm, f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}")
+        if comm.rank == 0:
             _evaluate(the_run, config, splits, backend, signals)
     return 0
 
 
-def _say(team: Team, text: str) -> None:
-    if team.rank == 0:
+def _say(comm: Communicator, text: str) -> None:
+    if comm.rank == 0:
         print(text, flush=True)
 
 
@@ -94,8 +94,8 @@ def digest_of(faces: Sequence[Face]) -> str:
     return digest.hexdigest()
 
 
-def require_same(team: Team, config: Config, faces: str) -> None:
-    """Make sure that all processes of a team have the same settings, faces (their digest) and program.
+def require_same(comm: Communicator, config: Config, faces: str) -> None:
+    """Make sure that all processes have the same settings, faces (their digest) and program.
 
     Raises
     ------
@@ -103,12 +103,12 @@ def require_same(team: Team, config: Config, faces: str) -> None:
         If not, in every process; or if the batches cannot be shared by so many.
     """
     for network in NETWORKS:
-        shard_count(config.for_network(network)[0], team)
+        shard_count(config.for_network(network)[0], comm)
     settings = config_text(replace(config, data="", threads=0))
     for what, text in (("settings", settings), ("versions of the program", VERSION), ("faces", faces)):
         number = zlib.crc32(text.encode())
-        if team.most(number) != -team.most(-number):
-            raise InputError(f"expected the same {what} in all {team.size} processes, got others in some of them")
+        if comm.all_max(number) != -comm.all_max(-number):
+            raise InputError(f"expected the same {what} in all {comm.size} processes, got others in some of them")
 
 
 def _evaluate(the_run: Run, config: Config, splits: Splits, backend: str, signals: Signals) -> None:
@@ -153,15 +153,15 @@ def _parser() -> Parser:
     return parser
 
 
-def _settings(options, the_run: Run, team: Team) -> Config:
+def _settings(options, the_run: Run, comm: Communicator) -> Config:
     """The settings of the run; options given on the command line win over the configuration."""
     config = load_config(the_run.config_path if options.resume else options.config, options.set)
     if options.data:
         config = replace(config, data=str(options.data.resolve()))
     if options.threads:
         config = replace(config, threads=options.threads)
-    elif team.threads:
-        config = replace(config, threads=team.threads)
+    elif comm.threads:
+        config = replace(config, threads=comm.threads)
     if options.final:
         config = replace(config, evaluate=replace(config.evaluate, split="testing"))
     return config

@@ -75,7 +75,7 @@ def samples_of(network: str, faces: Sequence[Face], centre_rule: str = "median")
 
 
 def _without_parts(faces: int, network: str) -> InputError:
-    return InputError(f"none of the {faces} faces has a label of {network}: expected part maps, see the README")
+    return InputError(f"none of the {faces} faces has a label of {network}: expected part maps, see docs/data.md")
 
 
 def require_parts(faces: Sequence[Face]) -> None:

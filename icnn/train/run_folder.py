@@ -57,7 +57,7 @@ def write_json(path: Path, data: object) -> None:
 
 
 class Run:
-    """One RUN folder; see the README for what lies where.
+    """One RUN folder; docs/train.md lists its files.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ from icnn.train.batches import WEIGHTS, Batch, Batches, samples_of, spawned, val
 from icnn.train.live import CROPS, save_crops, shown_crops, write_progress
 from icnn.train.run_folder import Progress, Run
 from minicnn import SGD, Plan
-from minicnn.distributed import ALONE, Team, sharded_step, shards_of
+from minicnn.distributed import SINGLE, Communicator, sharded_step, shards_of
 from minicnn.sgd import Constant, Cosine, Schedule
 
 
@@ -34,11 +34,11 @@ def train_network(
     run: Run,
     backend: str,
     signals: Signals,
-    team: Team = ALONE,
+    comm: Communicator = SINGLE,
 ) -> Progress:
     """Train one network and write its weights; goes on from the run's state if there is one.
 
-    Of a team all processes call this, with the same arguments; the first one writes.
+    All processes call this, with the same arguments; the first one writes.
 
     Raises
     ------
@@ -49,14 +49,14 @@ def train_network(
     StopError
         After a signal; the run's state is that of this very step.
     """
-    team.wait()  # for what the first has written of the network before
+    comm.barrier()  # for what the first has written of the network before
     if (state := run.load_state(name)) is not None and state[1].finished:
         return state[1]
-    team.wait()  # until all have read the state that the first will overwrite
+    comm.barrier()  # until all have read the state that the first will overwrite
     train, augment = config.for_network(name)
     samples = samples_of(name, faces, train.centre)
     validation = validation_batch(samples_of(name, validation_faces, train.centre), train)
-    trainer = Trainer(name, train, config, run, backend, validation, team)
+    trainer = Trainer(name, train, config, run, backend, validation, comm)
     if state is not None:
         trainer.restore(*state)
     batches = Batches(name, samples, train, augment, config.seed)
@@ -65,7 +65,7 @@ def train_network(
         metadata["layout"] = _layout(faces, train.centre)
         metadata["side"] = str(np.mean([max(face.pixels.shape[:2]) for face in faces]))
     trainer.train(batches, signals)
-    if team.rank == 0:
+    if comm.rank == 0:
         trainer.plan.save(run.weights_path(name), **metadata)
     return trainer.finish()  # after the weights: a kill between the two makes them again
 
@@ -79,7 +79,7 @@ def _layout(faces: Sequence[Face], rule: str) -> str:
 
 
 _LOSSES_A_READ = 16  # steps
-_AVERAGE_EVERY = 8  # steps
+_EMA_EVERY = 8  # steps
 
 
 class Trainer:
@@ -93,24 +93,31 @@ class Trainer:
     run : Run
     backend : str
     validation : Batch
-    team : Team
+    comm : Communicator
         Processes that train together; all but the first write nothing.
 
     Raises
     ------
     InputError
-        If the batch cannot be cut into the shards, or the shards not be shared by the team.
+        If the batch cannot be cut into the shards, or the shards not be shared by the processes.
     """
 
     def __init__(
-        self, name: str, train: Train, config: Config, run: Run, backend: str, validation: Batch, team: Team = ALONE
+        self,
+        name: str,
+        train: Train,
+        config: Config,
+        run: Run,
+        backend: str,
+        validation: Batch,
+        comm: Communicator = SINGLE,
     ):
         network = NETWORKS[name]
         graph = icnn_graph(network.labels, network.size, config.network.preset)
         seed = spawned(config.seed, name, WEIGHTS)
-        self._team = team
-        self._shards = own_shards(train, self._team)
-        largest = max(shard.stop - shard.start for shard in shards_of(train.batch, shard_count(train, self._team)))
+        self._comm = comm
+        self._shards = own_shards(train, self._comm)
+        largest = max(shard.stop - shard.start for shard in shards_of(train.batch, shard_count(train, self._comm)))
         self.plan = Plan(graph, largest, backend, seed=seed, threads=config.threads or None)
         self._name = name
         self._train = train
@@ -121,17 +128,17 @@ class Trainer:
         self._shown = Batch(*(array[shown] for array in validation))
         self._optimiser = SGD(schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink)
         self._best = self.plan.state()["values"]
-        self._average = self._best.astype(np.float64)  # used if `train.average` asks for it
+        self._ema = self._best.astype(np.float64)  # used if `train.ema` asks for it
         self._progress = Progress()
         self._losses: list = []  # of the last steps, still on the device
 
     def restore(self, tensors: dict[str, np.ndarray], progress: Progress) -> None:
         """Go on from a state of the run."""
         self._best = tensors["best"]
-        self._average = tensors.get("average", self._average)  # there if the settings ask for it
+        self._ema = tensors.get("average", self._ema)  # there if the settings ask for it
         self._progress = progress
         self.plan.restore(tensors, progress.step)
-        if self._team.rank == 0:
+        if self._comm.rank == 0:
             self._run.forget_log(self._name, progress.step)
 
     @property
@@ -156,7 +163,7 @@ class Trainer:
         part = slice(self._shards[0].start, self._shards[-1].stop)
         with bar:
             for batch in batches.ahead(progress.step, stop, part=part):
-                if number := self._team.most(signals.number):  # all stop at the same step
+                if number := self._comm.all_max(signals.number):  # all stop at the same step
                     self._read_losses()
                     self._save()
                     raise StopError(number)
@@ -191,19 +198,19 @@ class Trainer:
         return self._progress
 
     def _step(self, batch: Batch) -> None:
-        if self._team.size == len(self._shards) == 1:
+        if self._comm.size == len(self._shards) == 1:
             loss = self.plan.step(batch.images, batch.labels, self._optimiser, batch.weights)
         else:
             first = self._shards[0].start
             places = [slice(shard.start - first, shard.stop - first) for shard in self._shards]
             parts = [[array[place] for array in batch] for place in places]
-            loss = sharded_step(self.plan, parts, self._optimiser, self._team)
+            loss = sharded_step(self.plan, parts, self._optimiser, self._comm)
         self._losses.append(loss.copy())
         self._progress.step += 1
-        if self._train.average and self._progress.step % _AVERAGE_EVERY == 0:
+        if self._train.ema and self._progress.step % _EMA_EVERY == 0:
             # early on the average is over few steps, so that the first weights do not stay in it for long
-            decay = min(self._train.average, 1 - 10 / (10 + self._progress.step)) ** _AVERAGE_EVERY
-            self._average += (1 - decay) * (self.plan.state()["values"] - self._average)
+            decay = min(self._train.ema, 1 - 10 / (10 + self._progress.step)) ** _EMA_EVERY
+            self._ema += (1 - decay) * (self.plan.state()["values"] - self._ema)
 
     def _read_losses(self) -> None:
         """Add up the losses of the last steps: once in a while, since a GPU is waited for."""
@@ -219,16 +226,16 @@ class Trainer:
             self._progress.loss_count += 1
 
     def _save(self) -> None:
-        if self._team.rank:
+        if self._comm.rank:
             return
         tensors = {**self.plan.state(), "best": self._best}
-        if self._train.average:
-            tensors["average"] = self._average
+        if self._train.ema:
+            tensors["average"] = self._ema
         self._run.save_state(self._name, tensors, self._progress)
 
     def _candidate(self) -> np.ndarray:
         """The parameters that would be kept now: the plan's own, or their average."""
-        return self._average.astype(np.float32) if self._train.average else self.plan.state()["values"]
+        return self._ema.astype(np.float32) if self._train.ema else self.plan.state()["values"]
 
     @contextmanager
     def _as_kept(self) -> Iterator[np.ndarray]:
@@ -244,7 +251,7 @@ class Trainer:
 
     def _picture(self, labels: np.ndarray) -> None:
         """Write those crops with these labels, and the page of the training with them."""
-        if self._team.rank:
+        if self._comm.rank:
             return
         save_crops(self._run, self._name, self._progress.step, self._shown, labels)
         write_progress(self._run, self._config)
@@ -253,7 +260,7 @@ class Trainer:
         """Score the validation crops, log, remember the best weights."""
         progress = self._progress
         with self._as_kept() as candidate:
-            loss, f = validation_scores(self.plan, self._name, self._validation, self._team)
+            loss, f = validation_scores(self.plan, self._name, self._validation, self._comm)
             labels = self._labels_of_shown()
         progress.rises = progress.rises + 1 if loss > progress.validation_loss else 0
         progress.validation_loss = loss
@@ -263,7 +270,7 @@ class Trainer:
             self._best = candidate
         train_loss = progress.loss_sum / progress.loss_count
         progress.loss_sum, progress.loss_count = 0.0, 0
-        if self._team.rank:
+        if self._comm.rank:
             return
         self._run.log(
             {
@@ -286,7 +293,7 @@ def schedule_of(train: Train) -> Schedule:
     return Cosine(train.lr, train.steps, round(train.warmup * train.steps))
 
 
-def shard_count(train: Train, team: Team) -> int:
+def shard_count(train: Train, comm: Communicator) -> int:
     """Into how many shards a batch is cut: as many as the settings say, or one a process.
 
     Raises
@@ -294,41 +301,41 @@ def shard_count(train: Train, team: Team) -> int:
     InputError
         If there are fewer images than shards, or the processes cannot take equally many shards.
     """
-    count = max(train.shards, team.size)
+    count = max(train.shards, comm.size)
     if count > train.batch:
         raise InputError(
             f"expected a batch of at least one image a shard, got train.batch {train.batch} for {count} shards; "
             f"raise train.batch, or start fewer processes"
         )
-    if count % team.size:
-        raise InputError(f"expected train.shards to be a multiple of the {team.size} processes, got {count}")
+    if count % comm.size:
+        raise InputError(f"expected train.shards to be a multiple of the {comm.size} processes, got {count}")
     return count
 
 
-def own_shards(train: Train, team: Team) -> list[slice]:
+def own_shards(train: Train, comm: Communicator) -> list[slice]:
     """Places in the batch of the shards that this process computes, one after the other."""
-    shards = shards_of(train.batch, shard_count(train, team))
-    each = len(shards) // team.size
-    return shards[team.rank * each : (team.rank + 1) * each]
+    shards = shards_of(train.batch, shard_count(train, comm))
+    each = len(shards) // comm.size
+    return shards[comm.rank * each : (comm.rank + 1) * each]
 
 
-def validation_scores(plan: Plan, name: str, validation: Batch, team: Team = ALONE) -> tuple[float, float]:
+def validation_scores(plan: Plan, name: str, validation: Batch, comm: Communicator = SINGLE) -> tuple[float, float]:
     """Mean cross-entropy over all pixels in images, and mean F of the network's labels, on crops.
 
     In stage 1 left and right count apart; labels that neither the truth nor the prediction has do not count. The
-    processes of a team share the crops, and all get the scores, which do not depend on who has which.
+    processes share the crops, and all get the scores, which do not depend on who has which.
     """
     labels = NETWORKS[name].labels
     starts = range(0, len(validation.images), plan.batch)
     # A row a batch: loss times weight, weight, confusion. Each is one process's, 0 in the others: their sum is exact.
     found = np.zeros((len(starts), 2 + labels * labels))
-    for row in range(team.rank, len(starts), team.size):
+    for row in range(comm.rank, len(starts), comm.size):
         images, truth, weights = (array[starts[row] : starts[row] + plan.batch] for array in validation)
         logits = plan.download(plan.forward(images))
         weight = float(weights.sum(dtype=np.float64))
         inside = weights > 0
         matrix = confusion(truth[inside], logits.argmax(1)[inside], labels)
         found[row] = float(plan.loss(truth, weights)) * weight, weight, *matrix.ravel()
-    team.sum(found)
+    comm.all_reduce(found)
     loss, weight = found[:, 0].cumsum()[-1], found[:, 1].cumsum()[-1]  # one by one: the order is that of the crops
     return float(loss / weight), mean_f(found[:, 2:].sum(0).reshape(labels, labels).astype(np.int64))

@@ -12,8 +12,8 @@ the backend's own layout, with zeros around each plane if it likes them),
 ``scratch_size(kernel, **letters)``, ``bind(kernel, *arguments)`` (a call that
 is looked at once and made many times), ``record(run)`` (a function that makes
 all bound calls that `run` makes, as one if it can), ``Feed(*destinations)``
-(brings batches, while others are computed if it can), ``summing(team)`` (a
-function that replaces an array, in every process of a `minicnn.distributed`, by the
+(brings batches, while others are computed if it can), ``all_reduce(comm)`` (a
+function that replaces an array, in every process of `minicnn.distributed`, by the
 sum of all), ``memory_left()`` (bytes, or None) and ``threads(count)``, a context
 manager.
 """

@@ -44,9 +44,9 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
     return run
 
 
-def summing(team) -> Callable[[np.ndarray], None]:
-    """A function that replaces an array, in every process of a team, by the sum of all."""
-    return team.sum
+def all_reduce(comm) -> Callable[[np.ndarray], None]:
+    """A function that replaces an array, in every process, by the sum of all."""
+    return comm.all_reduce
 
 
 def memory_left() -> None:

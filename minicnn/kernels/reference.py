@@ -16,12 +16,12 @@ try:
 except ImportError:  # only a machine that was set up by hand lacks it: BLAS then takes as many threads as it likes
     ThreadpoolController = None
 
-from minicnn.kernels.host import Feed, download, empty, memory_left, record, summing, upload, zeros
+from minicnn.kernels.host import Feed, all_reduce, download, empty, memory_left, record, upload, zeros
 
 NAME = "numpy"
 
 # What the backend has besides its kernels.
-__all__ = ["Feed", "download", "empty", "memory_left", "record", "summing", "upload", "zeros"]
+__all__ = ["Feed", "all_reduce", "download", "empty", "memory_left", "record", "upload", "zeros"]
 
 _BLAS = ThreadpoolController and ThreadpoolController()
 

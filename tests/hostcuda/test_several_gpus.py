@@ -27,13 +27,13 @@ from minicnn.distributed import join, sharded_step, shards_of
 graph = Graph(preset="test", labels=2, size=6)
 graph.add("image", Input(1, 6, 6))
 graph.add("y", Conv2D(2, 3), "image")
-team, rng = join(), np.random.default_rng(5)
+comm, rng = join(), np.random.default_rng(5)
 plan = Plan(graph, 2, "cupy", seed=1)
 for _ in range(3):
     batch = rng.normal(size=(3, 1, 6, 6)), rng.integers(0, 2, (3, 6, 6)), rng.uniform(0, 2, (3, 6, 6))
-    own = shards_of(3, 2)[team.rank :: team.size]
-    loss = sharded_step(plan, [[array[part] for array in batch] for part in own], SGD(lr=0.1, momentum=0.9), team)
-way = get_backend("cupy").summing(team).__name__
+    own = shards_of(3, 2)[comm.rank :: comm.size]
+    loss = sharded_step(plan, [[array[part] for array in batch] for part in own], SGD(lr=0.1, momentum=0.9), comm)
+way = get_backend("cupy").all_reduce(comm).__name__
 values = sha256(plan.state()["values"].tobytes()).hexdigest()
 standin.finish()
 sys.stdout.write(f"{way} {cupy.cuda.Device().id} {float(loss).hex()} {values}\\n")  # in one piece
@@ -45,7 +45,7 @@ def outcome(processes: int, devices: int, nccl: bool) -> list[list[str]]:
     paths = os.pathsep.join(map(str, (HERE / "in_place", ROOT)))
     command = [sys.executable, "-c", PROGRAM, str(devices), "nccl" if nccl else "none"]
     environment = os.environ | {"PYTHONPATH": paths}
-    if processes == 1:  # no team at all
+    if processes == 1:  # no communicator at all
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, env=environment, **pipes)
     else:

@@ -19,12 +19,12 @@ from minicnn.kernels.cpu.conv_direct import correlation_scratch, prepare_backwar
 from minicnn.kernels.cpu.conv_weights import prepare_backward_weights, weight_gradient_scratch
 from minicnn.kernels.cpu.layout import in_turn, planes
 from minicnn.kernels.cpu.tiles import row
-from minicnn.kernels.host import Feed, download, empty, memory_left, record, summing, upload, zeros
+from minicnn.kernels.host import Feed, all_reduce, download, empty, memory_left, record, upload, zeros
 from minicnn.kernels.signatures import SIGNATURES
 from minicnn.kernels.validation import Check
 
 # What the backend has besides its kernels.
-__all__ = ["Feed", "download", "empty", "memory_left", "planes", "record", "summing", "upload", "zeros"]
+__all__ = ["Feed", "all_reduce", "download", "empty", "memory_left", "planes", "record", "upload", "zeros"]
 
 NAME = "numba"
 _BLOCK = 1 << 14  # parameters that one task updates

@@ -274,12 +274,12 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
 
 
 @cache
-def summing(team) -> Callable[..., None]:
-    """A function that replaces an array, in every process of a team, by the sum of all.
+def all_reduce(comm) -> Callable[..., None]:
+    """A function that replaces an array, in every process, by the sum of all.
 
     NCCL's, from device to device, where it is installed and each process has a GPU of its own; else by way of the host.
     """
-    group = _nccl(team)
+    group = _nccl(comm)
     if group is not None:
 
         def between_devices(array) -> None:
@@ -289,22 +289,22 @@ def summing(team) -> Callable[..., None]:
 
     def through_host(array) -> None:
         values = download(array)
-        team.sum(values)
+        comm.all_reduce(values)
         upload(array, values)
 
     return through_host
 
 
-def _nccl(team):
+def _nccl(comm):
     """CuPy's communicator of all processes; None unless all of them can have it."""
-    if team.size == 1:
+    if comm.size == 1:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CuPy's several lines about a library that need not be there
         from cupyx import distributed  # pyright: ignore[reportMissingImports]: loads cupy.cuda.nccl, too
     found = cupy.cuda.nccl.available  # pyright: ignore[reportAttributeAccessIssue]
-    can = found and _place() is not None and team.neighbours <= cupy.cuda.runtime.getDeviceCount()
-    return None if team.most(int(not can)) else distributed.init_process_group(team.size, team.rank, use_mpi=True)
+    can = found and _place() is not None and comm.local_size <= cupy.cuda.runtime.getDeviceCount()
+    return None if comm.all_max(int(not can)) else distributed.init_process_group(comm.size, comm.rank, use_mpi=True)
 
 
 # ---- launches

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from minicnn.kernels.cuda import backend as gpu
 from minicnn.kernels.cuda.backend import (
     Feed,
+    all_reduce,
     concat_backward,
     concat_forward,
     download,
@@ -27,7 +28,6 @@ from minicnn.kernels.cuda.backend import (
     sgd_update,
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
-    summing,
     tanh_backward,
     tanh_forward,
     threads,
@@ -39,6 +39,7 @@ from minicnn.kernels.cuda.backend import (
 
 __all__ = [
     "Feed",
+    "all_reduce",
     "concat_backward",
     "concat_forward",
     "download",
@@ -55,7 +56,6 @@ __all__ = [
     "sgd_update",
     "softmax_cross_entropy_backward",
     "softmax_cross_entropy_forward",
-    "summing",
     "tanh_backward",
     "tanh_forward",
     "threads",

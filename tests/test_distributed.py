@@ -23,12 +23,12 @@ from icnn.train.run_folder import Run
 from icnn.train.trainer import own_shards
 from minicnn import SGD, Plan
 from minicnn.checkpoint import load_tensors
-from minicnn.distributed import ALONE, Team, sharded_step, shards_of
+from minicnn.distributed import SINGLE, Communicator, sharded_step, shards_of
 from minicnn.sgd import Constant
 
 SETTINGS = [
     "synthetic.exemplars=6", "synthetic.tuning=3", "synthetic.testing=1", "train.batch=5", "train.steps=4",
-    "train.validate_every=2", "train.average=0.9", "augment.noise=9", "augment.occlusion=0.5",
+    "train.validate_every=2", "train.ema=0.9", "augment.noise=9", "augment.occlusion=0.5",
 ]  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_a_batch_in_shards_gives_the_gradient_of_the_whole(shards, backend):
     for _ in range(2):
         expected = float(whole.step(images, labels, optimiser, weights))
         parts = [[array[place] for array in (images, labels, weights)] for place in shards_of(batch, shards)]
-        assert float(sharded_step(cut, parts, optimiser, ALONE)) == pytest.approx(expected, rel=1e-12)
+        assert float(sharded_step(cut, parts, optimiser, SINGLE)) == pytest.approx(expected, rel=1e-12)
         for name, values in whole.parameters.items():
             np.testing.assert_allclose(cut.parameters[name], values, rtol=1e-9, atol=1e-12)
     assert cut.step_count == 2
@@ -63,7 +63,7 @@ def test_weights_that_are_all_zero_are_refused():
     plan = Plan(icnn_graph(2, 64), 1)
     blank = np.zeros((1, 3, 64, 64)), np.zeros((1, 64, 64), int), np.zeros((1, 64, 64))
     with pytest.raises(ValueError, match="weights"):
-        sharded_step(plan, [blank], SGD(Constant(0.1)), ALONE)
+        sharded_step(plan, [blank], SGD(Constant(0.1)), SINGLE)
 
 
 def test_shards_cover_the_batch_and_differ_by_one_at_most():
@@ -75,7 +75,7 @@ def test_shards_cover_the_batch_and_differ_by_one_at_most():
             assert max(sizes) - min(sizes) <= 1
 
 
-class Member(Team):
+class Member(Communicator):
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
 
@@ -85,7 +85,7 @@ def test_processes_take_equally_many_shards_and_all_of_the_batch(shards, size):
     train = Train(batch=9, shards=shards)
     taken = [own_shards(train, Member(rank, size)) for rank in range(size)]
     assert len({len(parts) for parts in taken}) == 1
-    assert [part for parts in taken for part in parts] == own_shards(Train(batch=9, shards=max(shards, size)), ALONE)
+    assert [part for parts in taken for part in parts] == own_shards(Train(batch=9, shards=max(shards, size)), SINGLE)
 
 
 @pytest.mark.parametrize("draw", ["image", "batch"])
@@ -107,7 +107,7 @@ def test_a_part_of_a_batch_is_what_it_is_in_the_whole(draw):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """The folder of a training by two processes."""
-    folder = tmp_path_factory.mktemp("team") / "run"
+    folder = tmp_path_factory.mktemp("processes") / "run"
     code, output, errors = finished(launched(*[arguments("--out", folder)] * 2))
     assert code == 0, errors
     assert output.count("stage1: 4 steps") == 1, "only the first process speaks"
