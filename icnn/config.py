@@ -7,7 +7,8 @@ A setting has one dotted name, for example ``train.lr``. Any of ``train.*`` and
 
 import difflib
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,101 +16,134 @@ from icnn.errors import InputError
 from icnn.stages import NETWORKS
 
 
+def setting(default: Any, *choices: str, least: float | None = None, most: float | None = None) -> Any:
+    """Declare a setting: its default, whose type it must have, and the allowed texts or the range of numbers."""
+    return field(default=default, metadata={"choices": choices, "least": least, "most": most})
+
+
 @dataclass(frozen=True)
 class Network:
     """Which of `icnn.model.network.PRESETS` is built."""
 
-    preset: str = "paper"
+    preset: str = setting("paper", "paper", "released", "separate")
 
 
 @dataclass(frozen=True)
 class Train:
-    """One network's training (Sec. 2.5 and 4.2)."""
+    """Training of one network (Sec. 2.5 and 4.2)."""
 
-    batch: int = 10
-    shards: int = 1  # parts whose gradients are summed; MPI processes take at least one each
-    steps: int = 4000
-    lr: float = 0.05
-    schedule: str = "cosine"  # or "constant"; cosine falls to 0 at the last step
-    warmup: float = 0.05  # share of the steps
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 1e-5
-    shrink: float = 1.0  # every parameter times this at each step
-    validate_every: int = 200  # steps
-    patience: int = 0  # validations without a better F after which to stop; 0: never
-    stop_after_rises: int = 0  # rises of the validation loss in a row after which to stop; 0: never
-    ema: float = 0.0  # EMA decay per step; the averaged weights are validated and saved (0 disables)
-    part_weight: float = 1.0  # of a part's pixels in the loss, beside 1 for background
-    keep: str = "best"  # weights of the best validation F, or "last"
-    label_rule: str = "argmax"  # or "threshold": the arg-max part if its map exceeds 50 of 255, else background
-    centre: str = "median"  # patches around the per-axis median of a part's true pixels, or "box"
+    batch: int = setting(10, least=1, most=4096)
+    #: Parts of a batch whose gradients are summed; each MPI process takes at least one.
+    shards: int = setting(1, least=1, most=4096)
+    steps: int = setting(4000, least=1, most=10**9)
+    lr: float = setting(0.05, least=0, most=1e38)
+    #: "cosine" falls to 0 at the last step.
+    schedule: str = setting("cosine", "cosine", "constant")
+    #: Linear warm-up, as a fraction of the steps.
+    warmup: float = setting(0.05, least=0, most=1)
+    momentum: float = setting(0.9, least=0, most=0.999999)
+    nesterov: bool = setting(True)
+    weight_decay: float = setting(1e-5, least=0, most=1e6)
+    #: Factor applied to every parameter at each step (the released program's decay).
+    shrink: float = setting(1.0, least=0, most=1)
+    #: Steps between validations.
+    validate_every: int = setting(200, least=1, most=10**9)
+    #: Stop after this many validations without a better F (0 disables).
+    patience: int = setting(0, least=0, most=10**9)
+    #: Stop after the validation loss has risen this many times in a row (0 disables).
+    stop_after_rises: int = setting(0, least=0, most=10**9)
+    #: EMA decay per step; the averaged weights are validated and saved (0 disables).
+    ema: float = setting(0.0, least=0, most=0.999999)
+    #: Loss weight of a part's pixels; background pixels have weight 1.
+    part_weight: float = setting(1.0, least=1e-3, most=1e3)
+    #: Which weights are saved: those of the best validation F, or the last.
+    keep: str = setting("best", "best", "last")
+    #: "threshold": the arg-max part if its map exceeds 50 of 255, else background.
+    label_rule: str = setting("argmax", "argmax", "threshold")
+    #: Centre of a training patch: the per-axis median of a part's true pixels, or the middle of their bounding box.
+    centre: str = setting("median", "median", "box")
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random transforms, drawn anew each time an image enters the network (Sec. 4.2)."""
+    """Augmentation, drawn anew each time an image enters the network (Sec. 4.2)."""
 
-    rotation: float = 15.0  # degrees, either way
-    scale: tuple[float, float] = (0.9, 1.1)
-    shift: float = 10.0  # network pixels, either way, each axis
-    stretch: float = 0.0  # of the height against the width, relative, either way
-    shear: float = 0.0  # pixels along a row for each row, either way
-    mirror: float = 0.0  # share of the inputs that are mirrored; left and right swap in stage 1
-    draw: str = "input"  # or "batch": one draw for all images of a mini-batch
-    # What follows changes colours; see `icnn.data.photometric`.
-    gamma: float = 0.0  # logarithm of the tone curve's exponent, either way
-    saturation: tuple[float, float] = (1.0, 1.0)
-    grey: float = 0.0  # share of the inputs without colours
-    light: float = 0.0  # relative change of brightness from the middle to the border, either way, each axis
-    blur: float = 0.0  # pixels, the largest standard deviation; half of the inputs stay sharp
-    noise: float = 0.0  # grey levels, the largest standard deviation
-    jpeg: float = 0.0  # share of the inputs that go through a JPEG
-    quality: tuple[float, float] = (20.0, 90.0)  # of that JPEG
-    occlusion: float = 0.0  # share of the inputs with something in front of the face
+    #: Largest rotation, degrees.
+    rotation: float = setting(15.0, least=0, most=180)
+    scale: tuple[float, float] = setting((0.9, 1.1), least=0.1, most=10)
+    #: Largest shift along each axis, network pixels.
+    shift: float = setting(10.0, least=0, most=64)
+    #: Largest relative change of the height against the width.
+    stretch: float = setting(0.0, least=0, most=0.9)
+    #: Largest shear, pixels along a row per row.
+    shear: float = setting(0.0, least=0, most=1)
+    #: Probability of mirroring; left and right swap in stage 1.
+    mirror: float = setting(0.0, least=0, most=1)
+    #: "batch": one draw for all images of a mini-batch.
+    draw: str = setting("input", "input", "batch")
+    # Photometric augmentation (`icnn.data.photometric`).
+    #: Largest absolute logarithm of the tone curve's exponent.
+    gamma: float = setting(0.0, least=0, most=3)
+    saturation: tuple[float, float] = setting((1.0, 1.0), least=0, most=10)
+    #: Probability of removing the colours.
+    grey: float = setting(0.0, least=0, most=1)
+    #: Largest relative change of brightness from the middle to the border, along each axis.
+    light: float = setting(0.0, least=0, most=1)
+    #: Largest standard deviation of a blur, pixels; half of the inputs stay sharp.
+    blur: float = setting(0.0, least=0, most=3)
+    #: Largest standard deviation of noise, grey levels.
+    noise: float = setting(0.0, least=0, most=255)
+    #: Probability of JPEG compression, and its quality.
+    jpeg: float = setting(0.0, least=0, most=1)
+    quality: tuple[float, float] = setting((20.0, 90.0), least=1, most=100)
+    #: Probability of an occluder in front of the face.
+    occlusion: float = setting(0.0, least=0, most=1)
 
 
 @dataclass(frozen=True)
 class Modulation:
-    """How beta and beta0 are fitted: "lbfgsb", "neldermead" or "none"."""
+    """How beta and beta0 are fitted (Sec. 4.2)."""
 
-    method: str = "lbfgsb"
+    method: str = setting("lbfgsb", "lbfgsb", "neldermead", "none")
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Evaluation split, batch size and inference options."""
 
-    split: str = "tuning"
-    batch: int = 32
-    recentre: float = 0.0  # pixels from a patch's middle beyond which a part's patch is cut once more; 0: never
+    split: str = setting("tuning", "exemplars", "tuning", "testing")
+    batch: int = setting(32, least=1, most=4096)
+    #: Cut a patch once more if its part's median lies this many pixels from its middle (0 disables).
+    recentre: float = setting(0.0, least=0, most=64)
 
 
 @dataclass(frozen=True)
 class Card:
-    """What weights say of themselves besides settings and scores."""
+    """Model card: what the weights were computed from, and what may be done with them."""
 
-    data: str = ""  # what they were computed from
-    terms: str = ""  # what may be done with them
+    data: str = setting("")
+    terms: str = setting("")
 
 
 @dataclass(frozen=True)
 class Synthetic:
-    """The embedded data set, used without --data."""
+    """Numbers of synthetic faces, used without --data."""
 
-    exemplars: int = 400
-    tuning: int = 50
-    testing: int = 100
-    seed: int = 0
+    exemplars: int = setting(400, least=1, most=10**6)
+    tuning: int = setting(50, least=1, most=10**6)
+    testing: int = setting(100, least=1, most=10**6)
+    seed: int = setting(0, least=0, most=2**63 - 1)
 
 
 @dataclass(frozen=True)
 class Config:
     """All settings of a run. `only` holds those of single networks: name -> section -> key -> value."""
 
-    seed: int = 0
-    threads: int = 0  # 0: all cores
-    data: str = ""  # a folder in the layout of Smith et al.; "": synthetic faces
+    seed: int = setting(0, least=0, most=2**63 - 1)
+    #: CPU threads (0: all cores).
+    threads: int = setting(0, least=0, most=4096)
+    #: A folder in the layout of Smith et al.; "" stands for synthetic faces.
+    data: str = setting("")
     network: Network = field(default_factory=Network)
     train: Train = field(default_factory=Train)
     augment: Augment = field(default_factory=Augment)
@@ -126,58 +160,6 @@ class Config:
 
 
 _PER_NETWORK = ("train", "augment")
-
-_CHOICES = {
-    "network.preset": ("paper", "released", "separate"),
-    "train.schedule": ("cosine", "constant"),
-    "train.keep": ("best", "last"),
-    "train.label_rule": ("argmax", "threshold"),
-    "train.centre": ("median", "box"),
-    "augment.draw": ("input", "batch"),
-    "modulation.method": ("lbfgsb", "neldermead", "none"),
-    "evaluate.split": ("exemplars", "tuning", "testing"),
-}
-
-#: key -> least and greatest value allowed.
-_RANGES = {
-    "seed": (0, 2**63 - 1),
-    "threads": (0, 4096),
-    "train.batch": (1, 4096),
-    "train.steps": (1, 10**9),
-    "train.lr": (0, 1e38),
-    "train.shards": (1, 4096),
-    "train.warmup": (0, 1),
-    "train.momentum": (0, 0.999999),
-    "train.weight_decay": (0, 1e6),
-    "train.shrink": (0, 1),
-    "train.ema": (0, 0.999999),
-    "train.part_weight": (1e-3, 1e3),
-    "train.validate_every": (1, 10**9),
-    "train.patience": (0, 10**9),
-    "train.stop_after_rises": (0, 10**9),
-    "augment.rotation": (0, 180),
-    "augment.scale": (0.1, 10),
-    "augment.shift": (0, 64),
-    "augment.stretch": (0, 0.9),
-    "augment.shear": (0, 1),
-    "augment.mirror": (0, 1),
-    "augment.gamma": (0, 3),
-    "augment.saturation": (0, 10),
-    "augment.grey": (0, 1),
-    "augment.light": (0, 1),
-    "augment.blur": (0, 3),
-    "augment.noise": (0, 255),
-    "augment.jpeg": (0, 1),
-    "augment.quality": (1, 100),
-    "augment.occlusion": (0, 1),
-    "evaluate.batch": (1, 4096),
-    "evaluate.recentre": (0, 64),
-    "synthetic.exemplars": (1, 10**6),
-    "synthetic.tuning": (1, 10**6),
-    "synthetic.testing": (1, 10**6),
-    "synthetic.seed": (0, 2**63 - 1),
-}
-
 
 _RECIPES = Path(__file__).parent / "recipes"
 
@@ -288,15 +270,15 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _known_keys() -> dict[str, Any]:
-    """Dotted name -> default value, of every setting that is not for one network alone."""
+def _known_keys() -> dict[str, Field]:
+    """Dotted name -> field, of every setting that is not for one network alone."""
     known = {}
     for entry in fields(Config):
-        default = getattr(Config(), entry.name)
-        if is_dataclass(default):
-            known.update({f"{entry.name}.{inner.name}": getattr(default, inner.name) for inner in fields(default)})
+        section = getattr(Config(), entry.name)
+        if is_dataclass(section):
+            known.update({f"{entry.name}.{inner.name}": inner for inner in fields(section)})
         elif entry.name != "only":
-            known[entry.name] = default
+            known[entry.name] = entry
     return known
 
 
@@ -313,19 +295,24 @@ def _check_key(source: str, key: str) -> None:
     raise InputError(f"{source}: unknown setting {key!r}; the nearest known one is {nearest!r}")
 
 
-def _check_value(source: str, key: str, value: Any, default: Any) -> Any:
-    """`value` in the type of `default`, or InputError."""
+def _check_value(source: str, key: str, value: Any, entry: Field) -> Any:
+    """Return `value` in the type of a field's default, or raise InputError."""
+    if not isinstance(entry.default, tuple):
+        return _check_one(source, key, value, entry.default, entry.metadata)
+    if not isinstance(value, list | tuple) or len(value) != len(entry.default):
+        raise InputError(f"{source}: {key}: expected a list of {len(entry.default)} numbers, got {value!r}")
+    low, high = (_check_one(source, key, item, entry.default[0], entry.metadata) for item in value)
+    if low > high:
+        raise InputError(f"{source}: {key}: expected the smaller number first, got {(low, high)!r}")
+    return low, high
+
+
+def _check_one(source: str, key: str, value: Any, default: Any, allowed: Mapping[str, Any]) -> Any:
+    """Return one number, text or truth value in the type of `default`, or raise InputError."""
 
     def refuse(expected: str) -> InputError:
         return InputError(f"{source}: {key}: expected {expected}, got {value!r}")
 
-    if isinstance(default, tuple):
-        if not isinstance(value, list | tuple) or len(value) != len(default):
-            raise refuse(f"a list of {len(default)} numbers")
-        value = tuple(_check_value(source, key, item, default[0]) for item in value)
-        if value[0] > value[1]:
-            raise refuse("the smaller number first")
-        return value
     if isinstance(default, bool) != isinstance(value, bool):
         raise refuse("true or false" if isinstance(default, bool) else f"{type(default).__name__}")
     if isinstance(default, float) and isinstance(value, int):
@@ -335,10 +322,10 @@ def _check_value(source: str, key: str, value: Any, default: Any) -> Any:
             raise InputError(f"{source}: {key}: expected a number, got one of {len(str(value))} digits") from None
     if not isinstance(value, type(default)):
         raise refuse({int: "a whole number", float: "a number", str: "a text"}[type(default)])
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise refuse(f"one of {', '.join(_CHOICES[key])}")
-    if key in _RANGES and not _RANGES[key][0] <= value <= _RANGES[key][1]:
-        raise refuse(f"a number from {_RANGES[key][0]} to {_RANGES[key][1]}")
+    if allowed["choices"] and value not in allowed["choices"]:
+        raise refuse(f"one of {', '.join(allowed['choices'])}")
+    if allowed["least"] is not None and not allowed["least"] <= value <= allowed["most"]:
+        raise refuse(f"a number from {allowed['least']} to {allowed['most']}")
     return value
 
 

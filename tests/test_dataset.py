@@ -457,7 +457,7 @@ def test_find_helen(tmp_path, monkeypatch):
     with fails(tmp_path / "absent", "expected a directory", "$ICNN_HELEN"):
         find_helen()
     monkeypatch.delenv("ICNN_HELEN")
-    monkeypatch.setattr(dataset, "__file__", str(tmp_path / "repo" / "icnn" / "dataset.py"))
+    monkeypatch.setattr(dataset, "__file__", str(tmp_path / "repo" / "icnn" / "data" / "folder.py"))
     assert find_helen() is None
     (tmp_path / "shared" / "data" / "helen").mkdir(parents=True)
     assert find_helen() == tmp_path / "shared" / "data" / "helen"

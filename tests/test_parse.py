@@ -219,7 +219,10 @@ def test_a_million_photographs_are_not_in_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.walk", walk)
     everything = most_memory(lambda jobs: len(list(jobs)))
-    assert most_memory(lambda jobs: sum(1 for _ in jobs)) < everything / 20
+    least = min(
+        most_memory(lambda jobs: sum(1 for _ in jobs)) for _ in range(3)
+    )  # threads of other tests may still end
+    assert least < everything / 20
 
 
 def test_each_process_has_its_own_photographs_whatever_comes_and_goes(tmp_path):
