@@ -1,7 +1,7 @@
-"""``python benchmarks/accuracy_bench.py --data DIR``: how far do weights carry on faces unlike those of their training?
+"""``python benchmarks/accuracy_bench.py --data DIR``: robustness of the weights to faces unlike the training data.
 
-The faces of a split are parsed end to end as they are, and changed in ways in which photographs of other people's
-cameras differ; labels are moved with their pixels. Prints a table in Markdown, with 95 % intervals by drawing images.
+The faces of a split are parsed end to end, unchanged and with changes that are typical of other cameras. Geometric
+changes apply to image and labels alike. Prints a Markdown table with 95 % intervals from a bootstrap over images.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from minicnn.kernels import choose_backend
 DESCRIPTION = (
     "Parse the faces of a split as they are, and changed as other cameras and settings would, and print the scores."
 )
-_OFF = 0.2  # share of the photograph's side by which a face lies elsewhere
+_OFF = 0.2  # shift of the face, as a share of the photograph's side
 
 
-# ---- changes; each makes a face of a face
+# ---- changes: each maps a face to a changed face
 
 
 def _with_image(face: Face, image: np.ndarray) -> Face:
@@ -38,19 +38,25 @@ def _with_image(face: Face, image: np.ndarray) -> Face:
 
 
 def moved(draw: Draw) -> Callable[[Face], Face]:
-    """By one warp of pixels and labels, within the photograph's larger side squared."""
+    """Return a change that warps pixels and labels into a square with the photograph's longer side.
+
+    Parameters
+    ----------
+    draw : Draw
+        Scale, rotation and shift.
+    """
 
     def change(face: Face) -> Face:
         size = max(face.pixels.shape[:2])
         values, inside = warp(face.pixels, draw.matrix(size), size)
-        values[~inside, 3] = 255  # what comes in from outside is background
+        values[~inside, 3] = 255  # pixels from outside the image become background
         return Face(face.name, np.rint(values).astype(np.uint8))
 
     return change
 
 
 def shifted(x: float, y: float) -> Callable[[Face], Face]:
-    """By shares of the side."""
+    """Return a change that shifts the face by (x, y), as shares of the longer side."""
 
     def change(face: Face) -> Face:
         side = max(face.pixels.shape[:2])
@@ -69,14 +75,14 @@ def jpeg(face: Face) -> Face:
 
 
 def half(face: Face) -> Face:
-    """Half the side: means of 2 x 2 pixels."""
+    """Halve the resolution by averaging 2 x 2 pixels."""
     height, width = (length // 2 * 2 for length in face.pixels.shape[:2])
     tiles = face.pixels[:height, :width].reshape(height // 2, 2, width // 2, 2, -1)
     return Face(face.name, np.rint(tiles.mean((1, 3))).astype(np.uint8))
 
 
 def sunglasses(face: Face) -> Face:
-    """Dark, almost opaque glasses over both eyes, with a bridge; the eyes are still labelled."""
+    """Draw dark, almost opaque glasses with a bridge over both eyes; the eyes stay labelled."""
     centres = part_centres(face.labels())
     left, right = centres[1], centres[3]
     if np.isnan([left, right]).any():
@@ -87,7 +93,7 @@ def sunglasses(face: Face) -> Face:
     axis = between / distance
 
     def from_eye(eye: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each pixel's distance from an eye, along the line of the eyes and across it."""
+        """Return each pixel's offset from an eye, along the line through the eyes and across it."""
         u, v = x - eye[0], y - eye[1]
         return u * axis[0] + v * axis[1], v * axis[0] - u * axis[1]
 
@@ -101,7 +107,7 @@ def sunglasses(face: Face) -> Face:
 
 
 def turned(faces: Sequence[Face]) -> list[Face]:
-    """The quarter of the faces whose nose is least in the middle between the eyes: the most turned."""
+    """Return the quarter of the faces that are most turned, by how far the nose is off the middle of the eyes."""
 
     def asymmetry(face: Face) -> float:
         centres = part_centres(face.labels())
@@ -112,7 +118,7 @@ def turned(faces: Sequence[Face]) -> list[Face]:
     return sorted(known, key=asymmetry, reverse=True)[: max(1, len(faces) // 4)]
 
 
-#: Name -> changes; with several, the results are pooled.
+#: Name of a condition -> its changes; the results of several changes are pooled.
 CONDITIONS: dict[str, tuple[Callable[[Face], Face], ...]] = {
     "as they are": (lambda face: face,),
     "face 20 % smaller": (moved(Draw(scale=0.8)),),
@@ -128,7 +134,14 @@ TURNED = "the most turned quarter"
 
 
 def row(name: str, faces: Sequence[Face], results: Sequence[Evaluation]) -> dict:
-    """Figures of one condition under predicted centres."""
+    """Return one table row: the scores of one condition with predicted part centres.
+
+    Parameters
+    ----------
+    faces : sequence of Face
+    results : sequence of Evaluation
+        One for each change of the condition.
+    """
     matrices = [matrix for result in results for matrix in result.matrices["predicted"]]
     actual = [matrix for result in results for matrix in result.matrices["ground_truth"]]
     return {
@@ -143,7 +156,7 @@ def row(name: str, faces: Sequence[Face], results: Sequence[Evaluation]) -> dict
 
 
 def format_rows(rows: Sequence[dict]) -> str:
-    """A table in Markdown."""
+    """Format the rows as a Markdown table."""
 
     def number(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}".lstrip("0")

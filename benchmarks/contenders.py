@@ -1,4 +1,4 @@
-"""What conv_bench lets take turns: the convolutions, backends and PyTorch, and the clocks of CPU and GPU."""
+"""Contenders of conv_bench: the convolutions, our backends and PyTorch, with CPU and GPU timers."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ KERNELS = {
     "input_gradient": "conv2d_backward_data",
     "weight_gradient": "conv2d_backward_weights",
 }
-SHORT = 2e8  # FLOP; shorter calls are repeated, so that the clock's steps do not matter
-GPU_SHORT, GPU_REPEATS = 2e10, 500  # FLOP, and most repeats
+SHORT = 2e8  # FLOP; calls with less work are repeated, so that the timer resolution does not matter
+GPU_SHORT, GPU_REPEATS = 2e10, 500  # FLOP, and the maximum number of repeats
 GPU_BACKENDS = ("cupy", "cublas")
-#: float32 multiply-adds a clock and multiprocessor, by compute capability: CUDA C++ programming guide, throughput of
-#: arithmetic instructions.
+#: float32 multiply-adds per clock cycle and multiprocessor, by compute capability (CUDA C++ programming guide,
+#: throughput of arithmetic instructions).
 LANES = {70: 64, 72: 64, 75: 64, 80: 64}
 NEWER_LANES = 128
 
@@ -34,7 +34,17 @@ Clock = Callable[[Callable[[], object], int], float]
 
 @dataclass(frozen=True)
 class Convolution:
-    """The first convolution of a geometry: where it is, and its C, O, K and S x S plane."""
+    """First convolution with a given geometry.
+
+    Attributes
+    ----------
+    name : str
+        The layer's name.
+    channels, filters, window, size : int
+        Input channels C, output channels O, kernel size K and side S of the feature maps.
+    input_gradient : bool
+        Whether a training step needs the gradient of its input.
+    """
 
     name: str
     channels: int
@@ -50,11 +60,11 @@ class Convolution:
 
     @property
     def directions(self) -> list[str]:
-        """What a training step computes: nobody needs the gradient of the image."""
+        """Passes that a training step computes; the gradient of the image is not needed."""
         return [direction for direction in KERNELS if direction != "input_gradient" or self.input_gradient]
 
     def flops(self, batch: int) -> float:
-        """Multiplications and additions, the same in each direction."""
+        """Return the FLOP (multiplications and additions) of one pass; all three passes need the same."""
         return convolution_flops(batch, self.channels, self.filters, self.window, self.size)
 
 
@@ -67,9 +77,9 @@ Calls = dict[Case, Callable[[], object]]
 
 
 class Contender(NamedTuple):
-    """A backend, or torch in one memory layout.
+    """A backend, or PyTorch in one memory layout.
 
-    `clock` says how many seconds a call takes that it repeats so many times.
+    `clock(call, repeats)` returns seconds per call; `threads(count)` is a context manager that sets the CPU threads.
     """
 
     name: str
@@ -79,11 +89,11 @@ class Contender(NamedTuple):
     repeats: Callable[[Case, int], int]
 
 
-# ---- clocks
+# ---- timers
 
 
 def wall_clock(call: Callable[[], object], repeats: int) -> float:
-    """Seconds of a call that is over when it returns."""
+    """Return the seconds per call by wall time, for calls that are synchronous."""
     start = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -99,7 +109,7 @@ def gpu_repeats(case: Case, batch: int) -> int:
 
 
 def event_clock(cupy: ModuleType) -> Clock:
-    """Seconds of a call between two events of the current stream."""
+    """Return a timer that uses two CUDA events of CuPy's current stream."""
 
     def clock(call: Callable[[], object], repeats: int) -> float:
         stream = cupy.cuda.get_current_stream()
@@ -115,7 +125,7 @@ def event_clock(cupy: ModuleType) -> Clock:
 
 
 def captured_clock(kernels: ModuleType) -> Clock:
-    """The same of calls that are replayed as one CUDA graph, as in a plan's step: without Python between them."""
+    """Return a timer that replays the calls as one CUDA graph, as a plan's step does, without Python in between."""
     clock = event_clock(kernels.cupy)
 
     def captured(call: Callable[[], object], repeats: int) -> float:
@@ -125,14 +135,14 @@ def captured_clock(kernels: ModuleType) -> Clock:
 
         replay = kernels.record(run)
         replay()
-        replay()  # the first call is eager, the second one captures
+        replay()  # the first call runs eagerly, the second one captures
         return clock(replay, 1) / repeats
 
     return captured
 
 
 def torch_clock(torch: ModuleType) -> Clock:
-    """Seconds of a call between two events of PyTorch's stream."""
+    """Return a timer that uses two CUDA events of PyTorch's stream."""
 
     def clock(call: Callable[[], object], repeats: int) -> float:
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -147,12 +157,12 @@ def torch_clock(torch: ModuleType) -> Clock:
 
 
 def cuda_torch(torch: ModuleType | None) -> ModuleType | None:
-    """PyTorch, None where it has no GPU."""
+    """Return `torch` if it has a GPU, else None."""
     return torch if torch is not None and torch.cuda.is_available() else None
 
 
 class DevicePeak:
-    """The rate of multiply-adds at the device's highest clock, in GFLOP/s of float32; and its name."""
+    """Theoretical float32 peak of the current GPU at its maximum clock, in GFLOP/s, and the GPU's name."""
 
     def __init__(self, cupy: ModuleType) -> None:
         device = cupy.cuda.Device()
@@ -163,12 +173,12 @@ class DevicePeak:
         self._gflops = 2e-6 * lanes * properties["multiProcessorCount"] * _kilohertz(cupy, properties, device.id)
 
     def gflops(self, threads: int) -> float:
-        """The same for any number of CPU threads."""
+        """Return the peak in GFLOP/s; the number of CPU threads has no effect."""
         return self._gflops
 
 
 def _kilohertz(cupy: ModuleType, properties: dict, device: int) -> int:
-    """CUDA 13 no longer counts the clock among a device's properties."""
+    """Return the maximum clock in kHz; with CUDA 13 it is an attribute, no longer a device property."""
     runtime = cupy.cuda.runtime
     return properties.get("clockRate") or runtime.deviceGetAttribute(runtime.cudaDevAttrClockRate, device)
 
@@ -177,7 +187,7 @@ def _kilohertz(cupy: ModuleType, properties: dict, device: int) -> int:
 
 
 def distinct_convolutions() -> list[Convolution]:
-    """The convolutions of the five networks, one for each geometry."""
+    """Return the convolutions of the five networks, one for each distinct geometry."""
     found: dict[tuple[int, ...], Convolution] = {}
     for network in NETWORKS.values():
         graph = icnn_graph(network.labels, network.size)
@@ -191,7 +201,10 @@ def distinct_convolutions() -> list[Convolution]:
 
 
 def example(convolution: Convolution, batch: int) -> tuple[np.ndarray, ...]:
-    """x, w, b and dy: float32, of the size that activations and first weights have."""
+    """Return random x, w, b and dy, float32, with magnitudes typical of activations and initial weights.
+
+    The shapes are (N, C, S, S), (O, C, K, K), (O,) and (N, O, S, S).
+    """
     rng = np.random.default_rng(0)
     c, o, k, s = convolution.channels, convolution.filters, convolution.window, convolution.size
     shapes = ((batch, c, s, s), (o, c, k, k), (o,), (batch, o, s, s))
@@ -200,14 +213,14 @@ def example(convolution: Convolution, batch: int) -> tuple[np.ndarray, ...]:
 
 
 def make(kernels: ModuleType, array: np.ndarray, halo: int):
-    """An array like this one, as a plan would ask the backend for it."""
+    """Allocate an array of the same shape and dtype from the backend, as a plan does: feature maps with a halo."""
     if array.ndim == 4 and array.shape[2] > 2 * halo + 1:
         return kernels.planes(array.shape, array.dtype, halo)
     return kernels.empty(array.shape, array.dtype)
 
 
 def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int) -> Contender:
-    """The kernels of a backend, bound as a plan does it to arrays and scratch made beforehand."""
+    """Bind a backend's kernels to preallocated arrays and workspace, as a plan does."""
     kernels = get_backend(name)
     wishes = [
         kernels.scratch_size(kernel, N=batch, C=c.channels, O=c.filters, K=c.window, H=c.size, W=c.size)
@@ -244,14 +257,14 @@ def torch_contender(
     device: str = "cpu",
     tf32: bool = False,
 ) -> Contender:
-    """PyTorch's own kernels without autograd.
+    """Prepare calls of PyTorch's own kernels, without autograd.
 
     Parameters
     ----------
     layout : "default" or "channels_last"
     device : "cpu" or "cuda"
     tf32 : bool
-        Whether a GPU may round to TF32, as it does by default.
+        Whether a GPU may round to TF32, which is PyTorch's default.
     """
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     backward = torch.ops.aten.convolution_backward

@@ -1,7 +1,7 @@
-"""``python benchmarks/conv_bench.py``: every distinct convolution of the five networks, in each direction.
+"""``python benchmarks/conv_bench.py``: time every distinct convolution of the five networks, forward and backward.
 
-The kernels are called as a plan calls them. All contenders take turns, round after round,
-so that whatever else the machine does meets them alike. A GPU's are timed by its own events.
+The kernels are called as a plan calls them. The contenders are timed alternately in each round,
+so that other load on the machine affects all of them equally. GPU calls are timed with CUDA events.
 """
 
 import time
@@ -33,31 +33,34 @@ from icnn.errors import InputError
 from minicnn.kernels import choose_backend, get_backend
 from minicnn.kernels.host import cores
 
-ROUNDS, PAUSE = 15, 0.01  # s; other libraries' threads spin for a while after a call
-SCALING = 0.8  # least share of the ideal gain by more threads at which their rows are taken at face value
-WARM = 0.01  # s of calls before the clock starts: a thread that slept may be milliseconds late
-AIM = 0.9  # least speed against torch's better layout that every convolution should have
+ROUNDS, PAUSE = 15, 0.01  # pause in s: threads of other libraries spin for a while after a call
+SCALING = 0.8  # a lower share of the ideal multi-thread speed-up of the peak prints a warning
+WARM = 0.01  # s of warm-up calls before timing: a sleeping thread may wake up milliseconds late
+AIM = 0.9  # target: minimum speed of each convolution relative to PyTorch's faster layout
 
 
 class Samples:
-    """Seconds a call, by case, contender and threads; and the peak's GFLOP/s, by threads."""
+    """Measured seconds per call by case, contender and threads, and peak GFLOP/s by threads."""
 
     def __init__(self) -> None:
         self.seconds: dict[tuple[Case, str, int], list[float]] = defaultdict(list)
         self.peaks: dict[int, list[float]] = defaultdict(list)
 
     def ms(self, case: Case, contender: str, threads: int) -> float | None:
-        """The median, None if there is none."""
+        """Return the median time in ms, or None if it was not measured."""
         seconds = self.seconds.get((case, contender, threads))
         return 1e3 * median(seconds) if seconds else None
 
     def peak(self, threads: int) -> float:
-        """The median."""
+        """Return the median peak in GFLOP/s."""
         return median(self.peaks[threads])
 
 
 def time_call(contender: Contender, case: Case, batch: int, pause: float) -> float:
-    """Seconds of one call, after others that warm the caches and wake the threads."""
+    """Return the seconds per call, after warm-up calls that fill the caches and wake the threads.
+
+    `pause` is the sleep before the warm-up, in seconds.
+    """
     call = contender.calls[case]
     time.sleep(pause)
     awake = time.perf_counter() + WARM
@@ -76,9 +79,21 @@ def measure(
     rounds: int,
     pause: float,
 ) -> Samples:
-    """Everybody's turn, `rounds` times; the peak's before each case."""
+    """Time all contenders alternately in `rounds` rounds, and the peak before each case.
+
+    Parameters
+    ----------
+    peak : Peak or DevicePeak
+    cases : sequence of Case
+    contenders : sequence of Contender
+    threads : sequence of int
+        Numbers of CPU threads.
+    batch, rounds : int
+    pause : float
+        Seconds of sleep before each measurement.
+    """
     samples = Samples()
-    for contender in contenders:  # compiles what is compiled on first use
+    for contender in contenders:  # triggers compilation on first use
         with contender.threads(max(threads)):
             for case in cases:
                 contender.calls[case]()
@@ -97,7 +112,7 @@ def measure(
 def make_rows(
     samples: Samples, cases: Sequence[Case], backends: Sequence[str], threads: Sequence[int], batch: int
 ) -> list[dict]:
-    """The table as it goes into the JSON file."""
+    """Return the table rows in the form written to the JSON file; times in ms, rates in GFLOP/s."""
     rows = []
     for case in cases:
         for backend in backends:
@@ -121,7 +136,7 @@ def make_rows(
 
 
 def make_totals(rows: Iterable[dict], samples: Samples) -> list[dict]:
-    """The sums over all layers, in the form of rows."""
+    """Sum over all layers, for each backend, direction and number of threads; return them as rows."""
     groups: dict[tuple[str, str, int], list[dict]] = defaultdict(list)
     for row in rows:
         groups[row["backend"], row["direction"], row["threads"]].append(row)
@@ -138,7 +153,7 @@ def make_totals(rows: Iterable[dict], samples: Samples) -> list[dict]:
 
 
 def format_rows(rows: Iterable[dict]) -> str:
-    """A table; torch's columns also say how many times as long it takes."""
+    """Format the rows as a table; PyTorch's columns also show its time relative to ours."""
 
     def torch_text(row: dict, name: str) -> str:
         ms = row[f"{name}_ms"]
@@ -153,7 +168,7 @@ def format_rows(rows: Iterable[dict]) -> str:
 
 
 def format_worst(rows: Iterable[dict]) -> str:
-    """For each number of threads the convolution that is slowest beside the better layout of torch."""
+    """For each number of threads, name the convolution that is slowest relative to PyTorch's faster layout."""
     texts = []
     compared = [row for row in rows if row["torch_default_ms"] and row["torch_channels_last_ms"]]
     for threads in sorted({row["threads"] for row in compared}):
@@ -172,7 +187,7 @@ def format_worst(rows: Iterable[dict]) -> str:
 
 
 def format_peaks(samples: Samples, threads: Sequence[int]) -> str:
-    """The peaks, and a note where more threads did not get more cores."""
+    """List the peaks, with a warning if the threads evidently did not get one core each."""
     lines = [f"peak of multiply-adds, threads {count}: {samples.peak(count):.0f} GFLOP/s" for count in threads]
     least, most = min(threads), max(threads)
     gain = samples.peak(most) / samples.peak(least)
@@ -185,7 +200,7 @@ def format_peaks(samples: Samples, threads: Sequence[int]) -> str:
 
 
 class Figures(NamedTuple):
-    """What one kind of processor comes to: the text to print, and what goes into the JSON file."""
+    """Results of the CPU or the GPU: the text to print, and the machine, peak (GFLOP/s) and rows for the JSON file."""
 
     text: str
     machine: str
@@ -194,7 +209,7 @@ class Figures(NamedTuple):
 
 
 def on_cpu(backends: Sequence[str], cases: Sequence[Case], threads: Sequence[int], batch: int, rounds: int) -> Figures:
-    """Measure backends of the CPU, and PyTorch if it is installed."""
+    """Measure CPU backends, and PyTorch if it is installed."""
     convolutions = list(dict.fromkeys(case.convolution for case in cases))
     contenders = [backend_contender(name, convolutions, batch) for name in backends]
     if torch := find_torch():
@@ -207,9 +222,9 @@ def on_cpu(backends: Sequence[str], cases: Sequence[Case], threads: Sequence[int
 
 
 def on_gpu(backends: Sequence[str], cases: Sequence[Case], batch: int, rounds: int) -> Figures:
-    """Measure backends of the GPU, and PyTorch there if it is installed, with TF32 off, as ours, and on, its default.
+    """Measure GPU backends, and PyTorch on the GPU if it is installed.
 
-    Calls of "cupy" are also replayed as a graph.
+    PyTorch runs with TF32 off, like ours, and on, its default. Calls of "cupy" are also replayed as a CUDA graph.
     """
     convolutions = list(dict.fromkeys(case.convolution for case in cases))
     contenders = [backend_contender(name, convolutions, batch) for name in backends]
@@ -238,7 +253,7 @@ def on_gpu(backends: Sequence[str], cases: Sequence[Case], batch: int, rounds: i
 
 
 def modelled(device: str, cases: Sequence[Case], batch: int) -> Figures:
-    """What a GPU that is not here would take, at the least."""
+    """Return the model's lower bounds for a GPU of `DEVICES`; no GPU is needed."""
     rows = model_rows(cases, device, batch)
     about = f"{device}: {NOTE}"
     peak = f"peak of multiply-adds {DEVICES[device].peak:.0f} GFLOP/s; a launch {1e6 * LAUNCH:.0f} us, assumed"
@@ -246,7 +261,13 @@ def modelled(device: str, cases: Sequence[Case], batch: int) -> Figures:
 
 
 def chosen_figures(options: Namespace, cases: Sequence[Case]) -> list[Figures]:
-    """The figures that the options ask for, of the GPU first."""
+    """Return the results selected by the options, GPU first.
+
+    Raises
+    ------
+    InputError
+        If ``--model`` is given with another backend than cupy, or without NVIDIA's compiler wheels.
+    """
     names = options.backend.split(",")
     if options.model:
         if names != ["cupy"]:

@@ -1,8 +1,9 @@
-"""A model of the GPU's convolutions for where there is no GPU: what their machine code must issue, and in what time.
+"""Performance model of the GPU convolutions, usable without a GPU: issued instructions and a lower bound of the time.
 
-Instructions are those of the instance that `minicnn.kernels.cuda.tiles` chooses, as the compiler wrote them, times how
-often each loop of the source runs. What may hide behind other warps is free in this model: latencies, and the bandwidth
-of shared memory and of the caches. So its times are bounds, not predictions; nothing here has been compared with a GPU.
+Instructions are counted in the compiled machine code of the instance chosen by `minicnn.kernels.cuda.tiles` and
+multiplied by the trip counts of the source's loops. Costs that other warps may hide are ignored: latencies, and the
+bandwidth of shared memory and caches. The times are therefore lower bounds, not predictions, and they have not been
+compared with measurements on a GPU.
 """
 
 import math
@@ -22,13 +23,26 @@ from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 from minicnn.schedule import Schedule
 
-SCHEDULERS = 4  # of a multiprocessor; each issues one instruction a cycle, to all lanes of a warp
-LAUNCH = 3e-6  # s from one launch to the next in a stream, assumed
-STORING = 3  # instructions for each sum of a thread after the main loop, assumed
+SCHEDULERS = 4  # per multiprocessor; each issues one instruction per cycle to all lanes of a warp
+LAUNCH = 3e-6  # s between consecutive launches in a stream, assumed
+STORING = 3  # instructions per accumulator of a thread after the main loop, assumed
 
 
 class Device(NamedTuple):
-    """A graphics card: whose machine code, multiprocessors, boost clock in Hz, float32 lanes of each, bytes/s."""
+    """A GPU.
+
+    Attributes
+    ----------
+    architecture : int
+        90 is sm_90.
+    multiprocessors : int
+    clock : float
+        Boost clock, Hz.
+    lanes : int
+        float32 lanes per multiprocessor.
+    bandwidth : float
+        Memory bandwidth, bytes/s.
+    """
 
     architecture: int
     multiprocessors: int
@@ -38,7 +52,7 @@ class Device(NamedTuple):
 
     @property
     def peak(self) -> float:
-        """GFLOP/s of multiply-adds."""
+        """Theoretical float32 peak with multiply-adds, GFLOP/s."""
         return 2e-9 * self.multiprocessors * self.lanes * self.clock
 
 
@@ -53,7 +67,7 @@ DEVICES = {
 
 
 class Geometry(Protocol):
-    """A convolution of C channels, O filters, windows of K x K and planes of S x S; see `contenders.Convolution`."""
+    """A convolution: C input and O output channels, kernel K x K, feature maps S x S; see `contenders.Convolution`."""
 
     @property
     def layer(self) -> str: ...
@@ -68,11 +82,11 @@ class Geometry(Protocol):
 
 
 class LoopMismatch(RuntimeError):
-    """The machine code's loops are not those that the tile says its source has."""
+    """The loops of the machine code differ from those that the tile declares for its source."""
 
 
 def tile_of(convolution: Geometry, direction: str, batch: int, dtype: str = "float32", pooled: bool = False) -> Tile:
-    """The launch of one direction of a convolution."""
+    """Return the kernel launch of one pass (`direction`) of a convolution."""
     c, o, k, s = convolution.channels, convolution.filters, convolution.window, convolution.size
     if direction == "weight_gradient":
         return weight_gradient_tile(batch, c, o, s, s, k, dtype)
@@ -80,7 +94,7 @@ def tile_of(convolution: Geometry, direction: str, batch: int, dtype: str = "flo
 
 
 def step_tiles(graph: Graph, batch: int, dtype: str = "float32") -> Iterator[Tile]:
-    """The launches of all convolutions of a training step."""
+    """Yield the kernel launches of all convolutions in a training step."""
     needed = needs_gradient(graph)
     for unit in Schedule(graph, needed).units:
         layer = unit.node.layer
@@ -98,7 +112,7 @@ def step_tiles(graph: Graph, batch: int, dtype: str = "float32") -> Iterator[Til
 
 
 class Sizes(NamedTuple):
-    """The numbers in an instance's name: the window, filters and pixels of a thread."""
+    """Template arguments of a kernel instance: kernel size, and output channels and pixels per thread."""
 
     window: int
     filters: int
@@ -106,23 +120,30 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(tile: Tile) -> Sizes:
-    """What ``correlate<float, K, RO, RP, ...>`` or ``weight_gradient<float, K, RO, RS>`` says."""
+    """Parse ``correlate<float, K, RO, RP, ...>`` or ``weight_gradient<float, K, RO, RS>``."""
     return Sizes(*map(int, re.findall(r"\b\d+\b", tile.expression)[:3]))
 
 
 def main_loop(code: Sequence[Instruction]) -> MachineLoop:
-    """The outermost loop with the most multiply-adds."""
+    """Return the outermost loop with the most multiply-adds."""
     loops, _ = find_loops(code)
     return max(loops, key=lambda loop: loop.count("FFMA"))
 
 
 def weigh(machine: MachineLoop, given: Loop, entries: float = 1.0) -> Counter[str]:
-    """How often a warp issues each opcode in a loop that it enters so many times.
+    """Count how often a warp issues each opcode in a loop that it enters `entries` times.
+
+    Parameters
+    ----------
+    machine : MachineLoop
+    given : Loop
+        The same loop nest in the source, with trip counts.
+    entries : float
 
     Raises
     ------
     LoopMismatch
-        Unless both are nested alike.
+        If the two loops are not nested alike.
     """
     loops = [loop for loop in machine.inner if not loop.idle]
     if len(loops) != len(given.inner):
@@ -138,7 +159,7 @@ def weigh(machine: MachineLoop, given: Loop, entries: float = 1.0) -> Counter[st
 
 
 def check_body(machine: MachineLoop, tile: Tile) -> None:
-    """Make sure that the source's inner loop is one in the machine code too: neither unrolled nor divided.
+    """Check that the compiler kept the source's inner loop as one loop, neither unrolled nor split.
 
     Raises
     ------
@@ -147,7 +168,7 @@ def check_body(machine: MachineLoop, tile: Tile) -> None:
     body = max(_all_loops(machine), key=lambda loop: loop.opcodes["FFMA"])
     expected, found = math.prod(sizes_of(tile)), body.opcodes["FFMA"]
     rows_are_a_loop = any(inner.inner for inner in tile.loops.inner)
-    if not rows_are_a_loop:  # the source unrolls the rows of the window
+    if not rows_are_a_loop:  # the source unrolls the rows of the convolution kernel
         expected *= sizes_of(tile).window
     if found != expected or machine.count("FFMA") != found:
         shown = "\n".join(machine.format())
@@ -161,17 +182,17 @@ def _all_loops(loop: MachineLoop) -> Iterator[MachineLoop]:
 
 
 class Estimate(NamedTuple):
-    """One launch of a convolution.
+    """Counts and bounds of one launch of a convolution.
 
     Attributes
     ----------
     tile, resources
-    opcodes : what a warp issues in its main loop, on average
-    before : instructions in front of the main loop
-    multiply_adds : what the convolution needs
-    pixels : share of the computed pixels that lie in their plane
-    traffic : bytes that must come and go, at the least
-    launches : its own, and that of the sum of its parts
+    opcodes : average number of each instruction that a warp issues in its main loop
+    before : instructions before the main loop
+    multiply_adds : multiply-adds that the convolution needs
+    pixels : share of the computed pixels that lie inside the feature map
+    traffic : minimum number of bytes read and written
+    launches : its own launch, plus one if partial sums are added
     """
 
     tile: Tile
@@ -185,7 +206,7 @@ class Estimate(NamedTuple):
 
     @property
     def warps(self) -> int:
-        """Of a block."""
+        """Warps per block."""
         return self.tile.block // WARP
 
     @property
@@ -194,21 +215,21 @@ class Estimate(NamedTuple):
 
     @property
     def issued(self) -> float:
-        """Instructions of all warps' main loops; those that a predicate switches off are issued as well."""
+        """Instructions issued in the main loops of all warps, including those that a predicate disables."""
         return self.opcodes.total() * self.warps * self.blocks
 
     @property
     def net(self) -> float:
-        """Needed multiply-adds in all lanes that an instruction was issued to."""
+        """Needed multiply-adds divided by the issued instructions times lanes."""
         return self.multiply_adds / (WARP * self.issued)
 
     @property
     def useful(self) -> float:
-        """The same with pixels outside of the plane counted as needed, channels and filters that do not exist not."""
+        """Like `net`, but pixels outside the feature map count as needed; channels beyond C and O still do not."""
         return self.net / self.pixels
 
     def seconds(self, device: Device) -> tuple[float, str]:
-        """The model's time, and what it is bound by: "issue", "multiply-adds" or "memory"."""
+        """Return the modelled time in seconds and its bottleneck: "issue", "multiply-adds" or "memory"."""
         sums = self.opcodes["FFMA"] + self.opcodes["FADD"] + self.opcodes["FMUL"]
         sizes = sizes_of(self.tile)
         results = sizes.filters * (sizes.window if self.tile.file.startswith("weight") else sizes.pixels)
@@ -225,7 +246,7 @@ class Estimate(NamedTuple):
 
 
 def pixels_share(tile: Tile, batch: int, size: int) -> float:
-    """Pixels of all planes over those that all tiles cover."""
+    """Return the number of pixels of all feature maps divided by the pixels that all tiles cover."""
     sizes = sizes_of(tile)
     if tile.file == "conv_weights.cu":
         _, _, rows, columns, _ = tile.geometry
@@ -237,7 +258,7 @@ def pixels_share(tile: Tile, batch: int, size: int) -> float:
 
 
 def traffic_of(convolution: Geometry, direction: str, tile: Tile, batch: int) -> float:
-    """Bytes of float32 that are read or written once: x, y or their gradients, w and b; parts of sums twice."""
+    """Return the minimum traffic in bytes, float32: x, y (or gradients), w and b once, partial sums twice."""
     c, o, k, s = convolution.channels, convolution.filters, convolution.window, convolution.size
     weights = o * c * k**2 + (o if direction != "input_gradient" else 0)
     parts = 0
@@ -250,7 +271,7 @@ def traffic_of(convolution: Geometry, direction: str, tile: Tile, batch: int) ->
 
 
 def compile_all(tiles: Iterable[Tile], architecture: int, major: int) -> dict[str, Binary]:
-    """The tiles' instances, compiled in one program for each file; by file."""
+    """Compile the tiles' kernel instances, one program per source file; return the binaries by file."""
     expressions: dict[str, list[str]] = {}
     for file, expression in sorted({(tile.file, tile.expression) for tile in tiles}):
         expressions.setdefault(file, []).append(expression)
@@ -263,12 +284,12 @@ def compile_all(tiles: Iterable[Tile], architecture: int, major: int) -> dict[st
 
 
 def usual_compiler() -> int:
-    """The installed compiler's major version: 12, else 13.
+    """Return the major version of the installed compiler: 12 if present, else 13.
 
     Raises
     ------
     ToolMissing
-        If there is neither.
+        If neither is installed.
     """
     try:
         compiler(12)
@@ -279,7 +300,7 @@ def usual_compiler() -> int:
 
 
 class Programs:
-    """The machine code of tiles for one architecture."""
+    """Machine code of tiles for one architecture."""
 
     def __init__(self, tiles: Iterable[Tile], architecture: int, major: int | None = None) -> None:
         self._binaries = compile_all(tiles, architecture, major or usual_compiler())
@@ -294,12 +315,12 @@ class Programs:
         return self._code[tile.file][self._binaries[tile.file].names[tile.expression]]
 
     def estimate(self, convolution: Geometry, direction: str, batch: int) -> Estimate:
-        """Count one launch.
+        """Estimate one launch of a convolution.
 
         Raises
         ------
         LoopMismatch
-            If the instructions cannot be weighed.
+            If the loops of the machine code differ from the declared ones.
         """
         tile = tile_of(convolution, direction, batch)
         machine = main_loop(self.code(tile))

@@ -1,8 +1,8 @@
-"""Training steps on a GPU, ours and PyTorch's, in each way that they can be launched; all take turns.
+"""Timing of GPU training steps, ours and PyTorch's, with each way of launching; variants are timed alternately.
 
-Ours: "captured", as a training runs them, the batch sent anew each time; "eager", each kernel launched from Python;
-"resident", the CUDA graph alone on the batch that is there. PyTorch's batch is always there: compare "resident" with it
-for the kernels, and "captured" to see what ours pays for its batches.
+Ours: "captured" is a CUDA graph with a new batch uploaded for each step, as in training; "eager" launches each kernel
+from Python; "resident" replays the CUDA graph on a batch that is already on the GPU. PyTorch's batch is always on the
+GPU: compare it with "resident" for the kernels, and with "captured" for the cost of our uploads.
 """
 
 import math
@@ -22,9 +22,9 @@ from icnn.cli import text_table
 from minicnn import Plan
 from minicnn.kernels import BackendError, get_backend
 
-LAUNCHES = ("eager", "graph")  # of PyTorch, besides torch.compile
-ROUNDS, TURN = 25, 0.01  # turns of each variant, and least seconds of one: shorter steps are repeated
-WARM = 3  # steps before the clock starts: PyTorch's compiled graphs are recorded in the second or third
+LAUNCHES = ("eager", "graph")  # PyTorch's ways of launching, besides torch.compile
+ROUNDS, TURN = 25, 0.01  # measurements of each variant, and their minimum seconds: shorter steps are repeated
+WARM = 3  # warm-up steps: PyTorch's compiled graphs are recorded in the second or third
 
 
 class Variant(NamedTuple):
@@ -34,11 +34,11 @@ class Variant(NamedTuple):
     ----------
     name : str
     call : callable
-        Asks for one step, without waiting for it.
+        Launch one step without waiting for its end.
     clock : callable
-        Seconds of a call that it repeats so many times.
+        ``clock(call, repeats)`` returns seconds per call.
     context : callable
-        Makes the context manager in which `call` and `clock` must run.
+        Return the context manager in which `call` and `clock` must run.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Variant(NamedTuple):
 
 
 class TorchWay(NamedTuple):
-    """How PyTorch runs a step: memory layout, way of launching, and whether convolutions may round to TF32."""
+    """PyTorch's settings for a step: memory layout, way of launching, and whether convolutions may round to TF32."""
 
     layout: str
     launch: str
@@ -62,7 +62,7 @@ TORCH_WAYS = [TorchWay(*way) for way in product(LAYOUTS, LAUNCHES, (True, False)
 
 
 class Spread(NamedTuple):
-    """Milliseconds of a step: the median, and the tenth and ninetieth percentile."""
+    """Milliseconds per step: median, 10th and 90th percentile."""
 
     median: float
     p10: float
@@ -78,12 +78,17 @@ class Spread(NamedTuple):
 
 
 def own_variants(case: StepCase, names: Sequence[str] = ("captured", "eager", "resident")) -> Iterator[Variant]:
-    """Ours, one after the other.
+    """Yield our variants, building each when it is requested.
+
+    Parameters
+    ----------
+    case : StepCase
+    names : sequence of {"captured", "eager", "resident"}
 
     Raises
     ------
     BackendError
-        If the device has too little memory for the batch.
+        If the GPU has too little memory for the batch.
     """
     kernels = get_backend("cupy")
     images, labels = case.inputs()
@@ -95,19 +100,19 @@ def own_variants(case: StepCase, names: Sequence[str] = ("captured", "eager", "r
         def step(plan: Plan = plan) -> None:
             plan.step(images, labels, OPTIMISER)
 
-        step()  # compiles, and leaves the batch there
+        step()  # compiles the kernels and uploads the batch
         call = plan._step(case.batch, OPTIMISER) if name == "resident" else step
         yield Variant(name, call, clock, lambda: kernels.threads(1))
 
 
 def first_values(case: StepCase) -> dict[str, np.ndarray]:
-    """The first parameters of `own_variants`."""
+    """Return the initial parameters of `own_variants`."""
     plan = Plan(case.graph(), 1, "numpy")
     return {name: np.array(array) for name, array in plan.parameters.items()}
 
 
 def torch_variant(torch: ModuleType, case: StepCase, way: TorchWay, values: dict[str, np.ndarray]) -> Variant:
-    """PyTorch's step; whatever PyTorch raises where it cannot run it so."""
+    """Build PyTorch's step with these settings; PyTorch's exceptions are passed on if it does not support them."""
     from torch_twin import TorchStep, tensor_cores
 
     def context() -> AbstractContextManager:
@@ -132,7 +137,18 @@ def measure_in_turn(
     least: float = TURN,
     left: Callable[[], float] = lambda: math.inf,
 ) -> dict[str, Spread]:
-    """Every variant's turn, `rounds` times, or, from the third on, until `left` says that no seconds are left."""
+    """Time the variants alternately.
+
+    Parameters
+    ----------
+    variants : sequence of Variant
+    rounds : int
+        Maximum number of rounds.
+    least : float
+        Minimum seconds of one measurement; shorter steps are repeated.
+    left : callable
+        Return the seconds left; after three rounds, timing stops when none are left.
+    """
     repeats, seconds = {}, defaultdict(list)
     for variant in variants:
         with variant.context():
@@ -150,14 +166,14 @@ def measure_in_turn(
 
 
 class Measured(NamedTuple):
-    """Spreads by variant, and why others could not be measured."""
+    """Spreads by variant, and the reasons why others could not be measured."""
 
     spreads: dict[str, Spread]
     lacking: dict[str, str]
 
 
 def measure_own(case: StepCase, rounds: int = ROUNDS, left: Callable[[], float] = lambda: math.inf) -> Measured:
-    """Ours in all ways, taking turns."""
+    """Time all our variants alternately."""
     try:
         return Measured(measure_in_turn(list(own_variants(case)), rounds, left=left), {})
     except BackendError as error:
@@ -171,7 +187,7 @@ def measure_beside_torch(
     rounds: int = ROUNDS,
     left: Callable[[], float] = lambda: math.inf,
 ) -> Measured:
-    """Ours and PyTorch's ways, taking turns; what cannot be made, or not before `left` has ended, is said."""
+    """Time ours and PyTorch's variants alternately; report those that fail or for which no time is left."""
     lacking: dict[str, str] = {}
     try:
         variants = list(own_variants(case, ("captured", "resident")))
@@ -184,26 +200,26 @@ def measure_beside_torch(
             continue
         try:
             variants.append(torch_variant(torch, case, way, values))
-        except Exception as error:  # out of memory, a compiler that is missing, a capture that is refused
+        except Exception as error:  # out of memory, no compiler, or a refused capture
             lacking[str(way)] = one_line(error)
     return Measured(measure_in_turn(variants, rounds, left=left), lacking)
 
 
 def better_layout(spreads: dict[str, Spread]) -> str:
-    """PyTorch's layout with the fastest step."""
+    """Return the PyTorch layout with the fastest step."""
     best = min((spread.median, name) for name, spread in spreads.items() if name.startswith("torch "))
     return best[1].split()[1]
 
 
 def compiled_ways(spreads: dict[str, Spread]) -> list[TorchWay]:
-    """``torch.compile`` for the layout that was the better one without."""
+    """Return the ``torch.compile`` settings for the layout that is faster without it, with and without TF32."""
     if not any(name.startswith("torch ") for name in spreads):
         return []
     return [TorchWay(better_layout(spreads), "compiled", tf32) for tf32 in (True, False)]
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without line breaks."""
+    """Return an exception's type and message on one line, at most 300 characters of the message."""
     text = " ".join(str(error).split())[:300]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -212,14 +228,14 @@ def one_line(error: BaseException) -> str:
 
 
 def gpu_row(case: StepCase, peak: DevicePeak, torch: ModuleType | None, compiled: bool, rounds: int) -> dict[str, Any]:
-    """A row of step_bench's file, with every variant's spread.
+    """Return a row of step_bench's JSON file, with the spread of every variant.
 
-    PyTorch, which must have a GPU or be None, has TF32 on in its columns, as by default; `variants` has it off, too.
+    `torch` must have a GPU or be None. PyTorch's columns are with TF32 on, its default; `variants` also has TF32 off.
     """
     spreads, lacking = measure_own(case, rounds)
     if torch and spreads:
         beside = measure_beside_torch(torch, case, TORCH_WAYS, rounds)
-        spreads, lacking = spreads | beside.spreads, lacking | beside.lacking  # ours from the turns beside PyTorch
+        spreads, lacking = spreads | beside.spreads, lacking | beside.lacking  # ours: from the rounds with PyTorch
         if compiled:
             more = measure_beside_torch(torch, case, compiled_ways(spreads), rounds)
             spreads, lacking = more.spreads | spreads, lacking | more.lacking
@@ -242,7 +258,7 @@ def gpu_row(case: StepCase, peak: DevicePeak, torch: ModuleType | None, compiled
 
 
 def fastest(spreads: dict[str, Spread], layout: str, precision: str = "tf32") -> float | None:
-    """ms of PyTorch's fastest way in a layout and a precision; None if none was measured."""
+    """Return the ms of PyTorch's fastest variant with this layout and precision; None if none was measured."""
     times = [
         spread.median
         for name, spread in spreads.items()
@@ -252,7 +268,7 @@ def fastest(spreads: dict[str, Spread], layout: str, precision: str = "tf32") ->
 
 
 def format_spreads(case: StepCase, spreads: dict[str, Spread], lacking: dict[str, str]) -> str:
-    """A table of one case's variants, the fastest first, and what is lacking."""
+    """Format one case's variants as a table, fastest first, followed by those not measured."""
     order = sorted(spreads.items(), key=lambda item: item[1].median)
     lines = [(str(case), "ms", "p10", "p90")]
     lines += [(name, *(f"{value:.3f}" for value in spread)) for name, spread in order]

@@ -1,6 +1,6 @@
-"""What the CUDA compiler makes of a kernel, without a GPU: registers, spills, instructions and loops.
+"""Analysis of compiled CUDA kernels without a GPU: registers, spills, instructions and loops.
 
-Needs the wheels nvidia-cuda-nvrtc-cu12 (NVRTC 12), nvidia-cuda-nvrtc (NVRTC 13) and nvidia-cuda-nvdisasm.
+Requires the wheels nvidia-cuda-nvrtc-cu12 (NVRTC 12), nvidia-cuda-nvrtc (NVRTC 13) and nvidia-cuda-nvdisasm.
 """
 
 import ctypes
@@ -15,24 +15,24 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import NamedTuple
 
-#: Wheel of each major version of the compiler, and how it names the library.
+#: Wheel of each major version of the compiler, and the pattern of the library's file name.
 _COMPILERS = {12: "nvidia-cuda-nvrtc-cu12", 13: "nvidia-cuda-nvrtc"}
 _LIBRARY = r"libnvrtc\.so\.{0}|nvrtc64_{0}\d_\d\.dll"
 _DISASSEMBLER, _PROGRAM = "nvidia-cuda-nvdisasm", r"nvdisasm(\.exe)?"
 
-INSTRUCTION = 16  # bytes of one, from sm_70 on
+INSTRUCTION = 16  # bytes per instruction, from sm_70 on
 
 
 class ToolMissing(RuntimeError):
-    """A wheel of NVIDIA's is not installed."""
+    """A required NVIDIA wheel is not installed."""
 
 
 class CompileError(RuntimeError):
-    """The compiler's log."""
+    """Compilation failed; the message has the compiler's log."""
 
 
 def _file_of(wheel: str, name: str) -> Path:
-    """The file of an installed wheel whose name matches."""
+    """Return the file of an installed wheel whose name matches the pattern `name`."""
     try:
         files = distribution(wheel).files or []
     except PackageNotFoundError:
@@ -47,7 +47,7 @@ def _file_of(wheel: str, name: str) -> Path:
 
 
 class Resources(NamedTuple):
-    """What a kernel takes; memory in bytes. `stack` is local memory for arrays and spills."""
+    """Resources of a kernel; memory in bytes. `stack` is local memory for arrays and spills."""
 
     registers: int
     stack: int
@@ -56,7 +56,7 @@ class Resources(NamedTuple):
 
 
 class Binary(NamedTuple):
-    """A compiled program: the cubin, the kernels' names in it and their resources, by expression."""
+    """A compiled program: the cubin, and the kernels' names in it and their resources, by template expression."""
 
     cubin: bytes
     names: dict[str, str]
@@ -64,12 +64,12 @@ class Binary(NamedTuple):
 
 
 def cupy_options(architecture: int, options: Sequence[str]) -> list[str]:
-    """The options of a `RawModule` with what CuPy 14 adds, but for include folders."""
+    """Return the options of a `RawModule` plus those that CuPy 14 adds, except include folders."""
     return [*options, "-ftz=true", f"-arch=sm_{architecture}", "--device-as-default-execution-space"]
 
 
 class Compiler:
-    """NVRTC of one major version. Threads may compile at the same time."""
+    """NVRTC of one major version; thread-safe."""
 
     def __init__(self, major: int) -> None:
         self._library = ctypes.CDLL(str(_file_of(_COMPILERS[major], _LIBRARY.format(major))))
@@ -91,7 +91,7 @@ class Compiler:
         return buffer.raw
 
     def architectures(self) -> list[int]:
-        """The real ones that it can compile for: 90 is sm_90."""
+        """Return the supported real architectures; 90 is sm_90."""
         count = ctypes.c_int()
         self._call("GetNumSupportedArchs", ctypes.byref(count))
         found = (ctypes.c_int * count.value)()
@@ -101,10 +101,21 @@ class Compiler:
     def compile(self, source: str, expressions: Sequence[str], architecture: int, options: Sequence[str]) -> Binary:
         """Compile template instances as CuPy's `RawModule` does.
 
+        Parameters
+        ----------
+        source : str
+            CUDA C++.
+        expressions : sequence of str
+            Template instances, such as ``kernel<float, 3>``.
+        architecture : int
+            90 is sm_90.
+        options : sequence of str
+            Compiler options.
+
         Raises
         ------
         CompileError
-            With the compiler's log.
+            With the compiler's log, if the source does not compile.
         """
         program = ctypes.c_void_p()
         self._call("CreateProgram", ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
@@ -112,7 +123,7 @@ class Compiler:
             for expression in expressions:
                 self._call("AddNameExpression", program, expression.encode())
             given = [option.encode() for option in cupy_options(architecture, options)]
-            given.append(b"--ptxas-options=-v")  # the log says what each kernel takes
+            given.append(b"--ptxas-options=-v")  # log the resources of each kernel
             try:
                 self._call("CompileProgram", program, len(given), (ctypes.c_char_p * len(given))(*given))
             except CompileError as error:
@@ -135,7 +146,7 @@ class Compiler:
 
 @cache
 def compiler(major: int) -> Compiler:
-    """NVRTC 12 or 13.
+    """Return NVRTC 12 or 13, loaded once per process.
 
     Raises
     ------
@@ -146,7 +157,13 @@ def compiler(major: int) -> Compiler:
 
 
 def parse_log(log: str) -> dict[str, Resources]:
-    """What ``--ptxas-options=-v`` says of each kernel, by its name in the cubin."""
+    """Parse the log of ``--ptxas-options=-v``; return the resources by the kernel's name in the cubin.
+
+    Raises
+    ------
+    CompileError
+        If the log lacks a kernel's resources.
+    """
     found = {}
     for section in re.split(r"Compiling entry function ", log)[1:]:
         name = section.split("'")[1]
@@ -169,7 +186,7 @@ def parse_log(log: str) -> dict[str, Resources]:
 
 
 class Instruction(NamedTuple):
-    """One instruction; `target` is the index of the one that it may jump to."""
+    """A machine instruction; `target` is the index of the instruction that it may jump to."""
 
     opcode: str
     conditional: bool
@@ -178,12 +195,12 @@ class Instruction(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The opcode without modifiers: LDS for LDS.128."""
+        """Opcode without modifiers: LDS for LDS.128."""
         return self.opcode.partition(".")[0]
 
 
 def disassembler() -> Path:
-    """The program nvdisasm.
+    """Return the path of the program nvdisasm.
 
     Raises
     ------
@@ -194,7 +211,7 @@ def disassembler() -> Path:
 
 
 def disassemble(cubin: bytes) -> dict[str, list[Instruction]]:
-    """The instructions of each kernel, by its name in the cubin."""
+    """Return the instructions of each kernel, by its name in the cubin."""
     program = disassembler()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.cubin"
@@ -214,14 +231,14 @@ def _instruction(line: dict) -> Instruction:
         *conditions, last = operands.split(",")
         if last.startswith("0x"):
             target = int(last, 16) // INSTRUCTION
-            conditional |= bool(conditions)  # a second predicate, or divergence
+            conditional |= bool(conditions)  # a second predicate or a divergence operand
     return Instruction(opcode, conditional, operands, target)
 
 
 def successors(code: Sequence[Instruction], index: int) -> list[int]:
-    """Indices of the instructions that may come after this one.
+    """Return the indices of the instructions that may follow this one.
 
-    A call returns. Where it is a mere jump, which some compilers write as a call, the extra way harms nothing.
+    Calls are assumed to return. Some compilers encode a plain jump as a call; the additional edge is harmless.
     """
     instruction, after = code[index], [index + 1] if index + 1 < len(code) else []
     kind, target = instruction.kind, instruction.target
@@ -239,7 +256,7 @@ def successors(code: Sequence[Instruction], index: int) -> list[int]:
 
 
 def _meeting_point(code: Sequence[Instruction], index: int) -> int:
-    """Where threads go on after a BSYNC: where the BSSY of its register says."""
+    """Return the index at which threads continue after a BSYNC: the target of the BSSY with its register."""
     register = code[index].operands
     targets = [
         (entry.target, place)
@@ -258,24 +275,24 @@ def _meeting_point(code: Sequence[Instruction], index: int) -> int:
 
 
 class MachineLoop(NamedTuple):
-    """A natural loop: its first instruction, the opcodes of its own instructions, and the loops inside, in order."""
+    """A natural loop: index of its first instruction, its own opcodes (without inner loops), and its inner loops."""
 
     header: int
     opcodes: Counter[str]
     inner: tuple["MachineLoop", ...]
 
     def count(self, kind: str) -> int:
-        """Instructions of an opcode, here and inside."""
+        """Count the instructions of an opcode, including inner loops."""
         return self.opcodes[kind] + sum(loop.count(kind) for loop in self.inner)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is loaded, stored or added: what is left of a loop in a case where it has nothing to do."""
+        """True if the loop has no load, store or arithmetic: the remains of a loop without work in this instance."""
         works = any(re.match(r"LD[^C]|ST|ATOM|RED|[FD](ADD|MUL|FMA)", kind) for kind in self.opcodes)
         return not works and all(loop.idle for loop in self.inner)
 
     def format(self, indent: str = "") -> Iterator[str]:
-        """Lines that show the nest and the opcodes."""
+        """Yield lines that show the loop nest and its opcodes."""
         text = " ".join(f"{kind} {count}" for kind, count in self.opcodes.most_common())
         yield f"{indent}loop at {self.header * INSTRUCTION:#x}: {self.opcodes.total()} own: {text}"
         for loop in self.inner:
@@ -283,9 +300,16 @@ class MachineLoop(NamedTuple):
 
 
 def find_loops(code: Sequence[Instruction]) -> tuple[tuple[MachineLoop, ...], Counter[str]]:
-    """The outermost loops in the order of the code, and the opcodes that are in no loop.
+    """Find the natural loops of a kernel.
 
-    Loops are the natural ones: a jump back to an instruction that every way to the jump passes.
+    A natural loop is closed by a jump back to an instruction that dominates the jump.
+
+    Returns
+    -------
+    loops : tuple of MachineLoop
+        The outermost loops, in code order.
+    rest : Counter of str
+        Opcodes outside all loops.
     """
     after = [successors(code, index) for index in range(len(code))]
     starts = _block_starts(after)
@@ -321,7 +345,7 @@ def _block_starts(after: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _reached(edges: Sequence[Sequence[int]]) -> list[Sequence[int]]:
-    """Without the ways out of blocks that no way leads to, such as the endless loop behind every kernel."""
+    """Drop the edges of unreachable blocks, such as the endless loop at the end of every kernel."""
     found, waiting = {0}, [0]
     while waiting:
         new = set(edges[waiting.pop()]) - found
@@ -331,7 +355,7 @@ def _reached(edges: Sequence[Sequence[int]]) -> list[Sequence[int]]:
 
 
 def _natural_loops(edges: Sequence[Sequence[int]]) -> dict[int, set[int]]:
-    """Header -> blocks of the loop."""
+    """Return the blocks of each loop by its header block."""
     before: list[list[int]] = [[] for _ in edges]
     for block, following in enumerate(edges):
         for other in following:
@@ -340,7 +364,7 @@ def _natural_loops(edges: Sequence[Sequence[int]]) -> dict[int, set[int]]:
     loops: dict[int, set[int]] = {}
     for block, following in enumerate(edges):
         for header in following:
-            if header in dominators[block]:  # a jump back
+            if header in dominators[block]:  # a back edge
                 found, waiting = loops.setdefault(header, {header}), [block]
                 while waiting:
                     member = waiting.pop()
@@ -351,7 +375,7 @@ def _natural_loops(edges: Sequence[Sequence[int]]) -> dict[int, set[int]]:
 
 
 def _dominators(before: Sequence[Sequence[int]]) -> list[set[int]]:
-    """For each block those that every way to it passes; blocks that no way leads to have only themselves."""
+    """Return the dominators of each block; unreachable blocks have only themselves."""
     everything, count = set(range(len(before))), len(before)
     dominators = [{0}] + [set(everything) for _ in range(1, count)]
     changed = True

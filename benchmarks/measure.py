@@ -1,4 +1,4 @@
-"""What the benchmarks share: this CPU's peak of fused multiply-adds, what machine it is, turns, figures, options."""
+"""Shared code of the benchmarks: the CPU's multiply-add peak, machine description, timing, results, options."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's packages, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # import this checkout's packages, installed or not
 
 from icnn.cli import Parser, existing_folder, positive, text_table
 from minicnn.checkpoint import atomic_path
@@ -31,15 +31,15 @@ from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 
 _LANES = lanes(4)
-#: Independent sums: enough to hide a multiply-add's latency (two a cycle, 4 cycles each), and few enough for
-#: 16 registers.
+#: Numbers of independent accumulators: enough to hide the latency of a multiply-add (two per cycle, 4 cycles each),
+#: and few enough for 16 registers.
 _SUMS = (8, 10, 12)
-_TASKS, _LOOPS = 16, 100_000  # some 4 ms; tasks so small that threads can share them evenly
+_TASKS, _LOOPS = 16, 100_000  # about 4 ms; tasks small enough for even load on the threads
 
 
 @intrinsic(prefer_literal=True)
 def _multiply_add(typing_context, sums, values, loops):
-    """`sums` (a literal) vectors of float32, `loops` times s = s a + b, all in registers; returns a lane."""
+    """Compute s = s a + b `loops` times for `sums` (a literal) float32 vectors in registers; return one lane."""
     signature = types.float32(sums, values, types.intp)
     count = sums.literal_value
 
@@ -57,7 +57,7 @@ def _multiply_add(typing_context, sums, values, loops):
             return loaded
 
         a, b = load(0), load(1)
-        # Every sum begins with other numbers: LLVM would compute equal ones only once.
+        # Start each accumulator with different numbers: LLVM would compute equal ones only once.
         slots = [cgutils.alloca_once_value(builder, load(2 + i)) for i in range(count)]
         with cgutils.for_range(builder, arguments[2]):
             for slot in slots:
@@ -80,23 +80,29 @@ def _compile(sums: int):
 
 
 class Peak:
-    """Rates of multiply-adds that touch no memory: what the vector units can do, in GFLOP/s of float32."""
+    """Measured float32 peak of the CPU's vector units: multiply-adds in registers, without memory access."""
 
     def __init__(self) -> None:
         self._threads = get_backend("numba").threads
         self._loops = {sums: _compile(sums) for sums in _SUMS}
         self._results = np.zeros(_TASKS, np.float32)
-        # a < 1, so that the sums stay finite and away from denormals
+        # a < 1 keeps the accumulators finite and away from denormals
         self._values = np.linspace(0.5, 0.9, (2 + max(_SUMS)) * _LANES).astype(np.float32)
         for loop in self._loops.values():
             loop(self._results, self._values, 1)
 
     def gflops(self, threads: int) -> float:
-        """The best of several numbers of sums, each run once."""
+        """Measure the peak in GFLOP/s: the best over the numbers of accumulators, one run each.
+
+        Parameters
+        ----------
+        threads : int
+            Number of CPU threads.
+        """
         rates = []
         with self._threads(threads):
             for sums, loop in self._loops.items():
-                loop(self._results, self._values, _LOOPS)  # wakes the threads, which takes milliseconds
+                loop(self._results, self._values, _LOOPS)  # wake the threads, which takes milliseconds
                 start = time.perf_counter()
                 loop(self._results, self._values, _LOOPS)
                 seconds = time.perf_counter() - start
@@ -105,7 +111,7 @@ class Peak:
 
 
 def machine() -> str:
-    """Cores, vectors, system and versions; nothing that names the machine."""
+    """Describe cores, vector width, system and package versions, without the host name."""
     packages = []
     for package in ("numpy", "numba", "torch"):
         try:
@@ -119,20 +125,20 @@ def machine() -> str:
 
 
 def find_torch() -> ModuleType | None:
-    """PyTorch, None where it is not installed or cannot be loaded."""
+    """Return PyTorch, or None if it is not installed or cannot be loaded."""
     try:
         return importlib.import_module("torch")
-    except (ImportError, OSError):  # OSError: one of its libraries does not load
+    except (ImportError, OSError):  # OSError: a shared library of PyTorch does not load
         return None
 
 
 def convolution_flops(batch: int, channels: int, filters: int, window: int, size: int) -> float:
-    """Multiplications and additions of one direction of a convolution; a padding's zeros count as pixels."""
+    """Return the FLOP (multiplications and additions) of one pass of a convolution, including zero padding."""
     return 2.0 * batch * channels * filters * window**2 * size**2
 
 
 def step_flops(graph: Graph, batch: int) -> float:
-    """Multiplications and additions of a step's convolutions; nobody needs the gradient of the image."""
+    """Return the FLOP of all convolutions in a training step; the gradient of the image is not computed."""
     needed, total = needs_gradient(graph), 0.0
     for node in graph.nodes.values():
         if isinstance(node.layer, Conv2D):
@@ -142,16 +148,24 @@ def step_flops(graph: Graph, batch: int) -> float:
     return total
 
 
-# ---- turns
+# ---- timing
 
 #: PyTorch's memory layouts.
 LAYOUTS = ("default", "channels_last")
-ROUNDS, TURN = 11, 0.15  # rounds, and least seconds of a turn: shorter calls are repeated
-PAUSE = 0.01  # s; other libraries' threads spin for a while after a call
+ROUNDS, TURN = 11, 0.15  # rounds, and minimum seconds of one measurement: shorter calls are repeated
+PAUSE = 0.01  # s; threads of other libraries spin for a while after a call
 
 
 def time_turn(call: Callable[[], object], least: float) -> float:
-    """Seconds of a call, after one that warms the caches and wakes the threads."""
+    """Return the seconds per call, after one warm-up call that fills the caches and wakes the threads.
+
+    Parameters
+    ----------
+    call : callable
+        Repeated until `least` seconds have passed, at least once.
+    least : float
+        Minimum seconds of the measurement.
+    """
     time.sleep(PAUSE)
     call()
     start, count = time.perf_counter(), 0
@@ -161,11 +175,11 @@ def time_turn(call: Callable[[], object], least: float) -> float:
     return (time.perf_counter() - start) / count
 
 
-# ---- figures
+# ---- results
 
 
 class Goal(NamedTuple):
-    """A figure, what it must reach, and what it aims at; `at_most` for those that should be small."""
+    """A measured value with its required bound `least` and its target `aim`; `at_most` if smaller is better."""
 
     what: str
     value: float
@@ -183,17 +197,17 @@ class Goal(NamedTuple):
 
 
 def format_goals(goals: Sequence[Goal]) -> str:
-    """The table of what was reached."""
+    """Format a table of measured values, bounds and targets."""
     return text_table([("", "measured", "least", "aim", "reached"), *(goal.line() for goal in goals)], 1)
 
 
 def number_or_dash(value: float | None, form: str) -> str:
-    """A figure as text; one that was not measured is a dash."""
+    """Format a value; return "-" if it was not measured (None)."""
     return "-" if value is None else format(value, form)
 
 
 def write_figures(path: Path, machine: str, **figures: object) -> None:
-    """Write what was measured, and on what machine, as JSON."""
+    """Write results and the machine's description as JSON."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps({"machine": machine, **figures}, indent=1) + "\n")
 
@@ -202,7 +216,7 @@ def write_figures(path: Path, machine: str, **figures: object) -> None:
 
 
 def add_cases(parser: Parser, batches: list[int], on_gpu: str = "") -> None:
-    """Options of who lets ours and PyTorch take turns: ``--threads``, ``--batch``, ``--no-compile``."""
+    """Add the options of comparisons with PyTorch: ``--threads``, ``--batch``, ``--no-compile``."""
     parser.add_argument(
         "--threads", type=thread_counts, default=sorted({1, cores()}), metavar="N,N", help="(default: 1 and all cores)"
     )
@@ -212,7 +226,7 @@ def add_cases(parser: Parser, batches: list[int], on_gpu: str = "") -> None:
 
 
 def result_file(text: str) -> Path:
-    """Argument type: a file to write, checked now and not after minutes of measuring."""
+    """Argument type: an output file, checked before the measurements, which take minutes."""
     path = Path(text)
     if path.is_dir():
         raise ArgumentTypeError(f"{text}: expected a file to write, found a folder")
@@ -221,7 +235,7 @@ def result_file(text: str) -> Path:
 
 
 def thread_counts(text: str) -> list[int]:
-    """Argument type: whole numbers from 1 to the number of cores, with commas."""
+    """Argument type: comma-separated integers from 1 to the number of cores."""
     counts = counts_of(text)
     if max(counts) > cores():
         raise ArgumentTypeError(f"expected at most {cores()} threads, as many as cores, got {text!r}")
@@ -229,5 +243,5 @@ def thread_counts(text: str) -> list[int]:
 
 
 def counts_of(text: str) -> list[int]:
-    """Argument type: whole numbers of at least 1, with commas."""
+    """Argument type: comma-separated integers of at least 1; return them sorted, without duplicates."""
     return sorted({positive(part) for part in text.split(",")})

@@ -1,4 +1,4 @@
-"""The table of the GPU's model, and how many launches a step makes."""
+"""Table of the GPU performance model, and the number of kernel launches per training step."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,15 @@ NOTE = "model, unverified on hardware"
 
 
 def model_rows(cases: Sequence[tuple[Geometry, str]], name: str, batch: int) -> list[dict]:
-    """Rows for a device of `gpu_model.DEVICES`; a case is a convolution and a direction."""
+    """Return the model's rows for a device of `gpu_model.DEVICES`.
+
+    Parameters
+    ----------
+    cases : sequence of (Geometry, str)
+        Convolutions and directions.
+    name : str
+    batch : int
+    """
     device = DEVICES[name]
     programs = Programs((tile_of(*case, batch) for case in cases), device.architecture)
     rows = []
@@ -54,7 +62,7 @@ def model_rows(cases: Sequence[tuple[Geometry, str]], name: str, batch: int) -> 
 
 
 def format_model(rows: Iterable[dict]) -> str:
-    """A table of model rows."""
+    """Format the model's rows as a table."""
     launch = "layer", "direction", "kernel", "blocks", "threads", "registers", "shared"
     figures = "useful", "pixels", "MFLOP", "MB", "launches", "ms", "GFLOP/s", "of peak", "bound by"
     lines: list[tuple[str, ...]] = [(*launch, *figures)]
@@ -68,9 +76,9 @@ def format_model(rows: Iterable[dict]) -> str:
 
 
 def step_launches(labels: int, size: int) -> int:
-    """Launches of a step that is not captured: those of the plan's calls, of the loss and of the update.
+    """Return the kernel launches of an uncaptured training step: the plan's calls, the loss and the update.
 
-    A weight gradient is two launches, and so is the loss.
+    `labels` is the number of classes. A weight gradient takes two launches, and so does the loss.
     """
     graph = icnn_graph(labels, size)
     passes = Plan(graph, batch=1, backend="numpy")._calls(1)
@@ -81,7 +89,7 @@ def step_launches(labels: int, size: int) -> int:
 
 
 def step_ms(rows: Iterable[dict], labels: int, size: int) -> float | None:
-    """Time of all convolutions of a step, None if the rows lack one."""
+    """Return the ms of all convolutions of a training step, or None if the rows lack one."""
     times = {(row["layer"].partition(" ")[2], row["direction"]): row["ms"] for row in rows}
     graph, total = icnn_graph(labels, size), 0.0
     needed = needs_gradient(graph)
@@ -100,7 +108,7 @@ def step_ms(rows: Iterable[dict], labels: int, size: int) -> float | None:
 
 
 def format_steps(rows: Sequence[dict]) -> str:
-    """Launches of a step, and the convolutions' time if all rows are there; network by network."""
+    """Format, per network, the launches of a step and, if the rows are complete, the convolutions' time."""
     launches = [f"{name} {step_launches(network.labels, network.size)}" for name, network in NETWORKS.items()]
     lines = [f"launches of a step: {', '.join(launches)}; of a step that is captured: 1"]
     times = {name: step_ms(rows, network.labels, network.size) for name, network in NETWORKS.items()}

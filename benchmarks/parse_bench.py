@@ -1,8 +1,8 @@
-"""``python benchmarks/parse_bench.py``: parsing by our networks, by ONNX Runtime's and by PyTorch's.
+"""``python benchmarks/parse_bench.py``: time inference by our engine, ONNX Runtime and PyTorch.
 
-The networks alone, and then the same pipeline with each engine's networks in
-it. Engines take turns, round after round, so that whatever else the machine
-does meets them alike.
+The networks are timed alone, and then inside the same pipeline. The engines
+are timed alternately in each round, so that other load on the machine affects
+all of them equally.
 """
 
 import copy
@@ -41,20 +41,27 @@ from icnn.synthetic.faces import synthetic_faces
 from minicnn import Graph, Plan
 from minicnn.kernels import get_backend
 
-#: One network of each labels and side -> how many such patches a face has.
+#: One network for each number of classes and input side -> how many such inputs a face has.
 KINDS = {"stage1": 1, "eye": sum(NETWORKS[patch.network].labels == 2 for patch in PATCHES), "mouth": 1}
 FACE, END = "seven networks", "end to end"
-AGREE = 1e-3  # of the largest logit: engines that differ by more do not compute the same network
+AGREE = 1e-3  # tolerance relative to the largest logit: a larger difference means another network
 
-#: What the project wants of all networks of a face on the most threads, by batch: engine -> least, aim.
+#: Required and targeted speed-up of all networks of a face with the most threads, by batch: engine -> least, aim.
 GOALS = {32: {"onnxruntime": (2.0, 2.6), "torch channels_last": (1.5, 2.0)}, 1: {"onnxruntime": (1.3, 2.0)}}
 
 
 class Engine(NamedTuple):
-    """Somebody's way to run the shipped networks.
+    """An inference engine for the shipped networks.
 
-    `build` takes a network's name, the batch and the threads; `ready` is called before each turn with the threads;
-    `best_of` names what the engine stands for: of several the fastest counts.
+    Attributes
+    ----------
+    name : str
+    best_of : str
+        Group of the engine; the fastest engine of a group is reported.
+    build : callable
+        ``build(network, batch, threads)`` returns a `Predict`.
+    ready : callable
+        ``ready(threads)`` is called before each measurement.
     """
 
     name: str
@@ -67,7 +74,7 @@ class Engine(NamedTuple):
 
 
 def weights_of(name: str) -> tuple[Graph, dict[str, np.ndarray]]:
-    """A shipped network's graph and parameters."""
+    """Return the graph and the parameters of a shipped network."""
     stored = read_network(SHIPPED, name)
     return stored.graph, stored.parameters
 
@@ -81,20 +88,20 @@ def own_network(name: str, batch: int, threads: int) -> Predict:
 
 
 def onnx_network(onnx: ModuleType, runtime: ModuleType, name: str, batch: int, threads: int) -> Predict:
-    """The exported network between normalisation and modulation, which our pipeline does itself."""
+    """Build ONNX Runtime's network, without normalisation and background modulation, which our pipeline applies."""
     graph, values = weights_of(name)
     model = onnx.shape_inference.infer_shapes(to_onnx(graph, values))
     cut = onnx.utils.Extractor(model).extract_model(["norm/image"], [graph.output.name])
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Its threads spin between the operators of a run, which is fast, but not into another engine's turn.
+    # Its threads may spin between the operators of a run, which is faster, but must not disturb other engines after it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(cut.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"norm/image": images})[0]
 
 
 def torch_network(torch: ModuleType, layout: str, compiled: bool, name: str, batch: int, threads: int) -> Predict:
-    """PyTorch's, in inference mode; a compiled one is compiled anew for every other batch."""
+    """Build PyTorch's network in inference mode; a compiled one is recompiled for each batch size."""
     from torch_twin import TorchNet
 
     memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
@@ -104,7 +111,7 @@ def torch_network(torch: ModuleType, layout: str, compiled: bool, name: str, bat
         if array.ndim == 4:
             array.data = array.data.contiguous(memory_format=memory)
     if compiled:
-        torch.set_num_threads(threads)  # which its code has inside
+        torch.set_num_threads(threads)  # the compiled code contains the number of threads
         # freezing packs the weights once, as ONNX Runtime does
         net = torch.compile(net, dynamic=False, options={"freezing": True})
 
@@ -116,7 +123,7 @@ def torch_network(torch: ModuleType, layout: str, compiled: bool, name: str, bat
 
 
 def find_engines(compiled: bool) -> list[Engine]:
-    """Ours first, then those that are installed."""
+    """Return our engine, then the others that are installed."""
     engines = [Engine("ours", "ours", own_network)]
     try:
         importlib.import_module("onnx.utils")
@@ -127,7 +134,7 @@ def find_engines(compiled: bool) -> list[Engine]:
         engines.append(Engine("onnxruntime", "onnxruntime", partial(onnx_network, onnx, runtime)))
     if torch := find_torch():
         if compiled:
-            # each network, batch and number of threads is one more version of the same lines
+            # each network, batch and number of threads is another compilation of the same code
             importlib.import_module("torch._dynamo").config.recompile_limit = 1000
         for layout in LAYOUTS:
             for by_compiler in (False, True) if compiled else (False,):
@@ -139,23 +146,32 @@ def find_engines(compiled: bool) -> list[Engine]:
     return engines
 
 
-# ---- turns
+# ---- timing
 
 
 class Case(NamedTuple):
-    """What is timed: one network or all, a batch, a number of threads."""
+    """A measurement: one network or all, a batch size, a number of threads."""
 
     what: str
     batch: int
     threads: int
 
 
-#: Images (one network) or faces (all) a second, by the engine's `best_of`.
+#: Images (one network) or faces (all networks) per second, by the engine's `best_of`.
 Rates = dict[str, float]
 
 
 def take_turns(calls: Sequence[tuple[Engine, Callable[[], object]]], case: Case, rounds: int, least: float) -> Rates:
-    """Medians over the rounds."""
+    """Time the engines alternately; return each group's rate from the median over the rounds.
+
+    Parameters
+    ----------
+    calls : sequence of (Engine, callable)
+    case : Case
+    rounds : int
+    least : float
+        Minimum seconds of one measurement.
+    """
     seconds: dict[Engine, list[float]] = defaultdict(list)
     for _ in range(rounds):
         for engine, call in calls:
@@ -168,7 +184,13 @@ def take_turns(calls: Sequence[tuple[Engine, Callable[[], object]]], case: Case,
 
 
 def network_rates(case: Case, engines: Sequence[Engine], rounds: int, least: float) -> Rates:
-    """Images per second of one network by every engine, all computing the same logits."""
+    """Return the images per second of one network by every engine.
+
+    Raises
+    ------
+    RuntimeError
+        If an engine's logits differ from ours.
+    """
     size = NETWORKS[case.what].size
     images = np.random.default_rng(0).standard_normal((case.batch, 3, size, size)).astype(np.float32)
     calls, expected = [], None
@@ -186,13 +208,13 @@ def network_rates(case: Case, engines: Sequence[Engine], rounds: int, least: flo
 def pipeline_rates(
     case: Case, engines: Sequence[Engine], faces: Sequence[np.ndarray], rounds: int, least: float
 ) -> Rates:
-    """Faces per second of the pipeline, from pixels to label maps, with every engine's networks in it."""
+    """Return the faces per second of the pipeline, from pixels to label maps, with each engine's networks."""
     ours = load_pipeline(SHIPPED, "numba", case.batch, case.threads)
     images = [faces[n % len(faces)] for n in range(case.batch)]
     calls = []
     for engine in engines:
         if engine.name.endswith("compiled"):
-            continue  # some patches are cut once more, in batches of any size: it would compile for each
+            continue  # some patches are cropped again, in batches of any size: each size would be compiled
         pipeline = copy.copy(ours)
         if engine.name != "ours":
             pipeline.networks = {name: engine.build(name, case.batch, case.threads) for name in NETWORKS}
@@ -208,12 +230,12 @@ class Row(NamedTuple):
     rates: Rates
 
     def ratio(self, engine: str) -> float | None:
-        """How many times as fast ours is."""
+        """Return our speed relative to an engine, or None if it was not measured."""
         return self.rates["ours"] / self.rates[engine] if engine in self.rates else None
 
 
 def with_faces(rows: Sequence[Row]) -> list[Row]:
-    """The rows of single networks, and of all that a face needs: one stage 1 and six patches."""
+    """Add rows for all networks that a face needs, one stage 1 and six patches, to the rows of single networks."""
     seconds: dict[tuple[int, int], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for case, rates in rows:
         for engine, rate in rates.items():
@@ -225,7 +247,7 @@ def with_faces(rows: Sequence[Row]) -> list[Row]:
 
 
 def format_rows(rows: Sequence[Row]) -> str:
-    """Ours, and after each other engine's rate how many times as fast ours is."""
+    """Format a table with our rates and, for each other engine, its rate and our relative speed."""
     others = [name for name in dict.fromkeys(name for row in rows for name in row.rates) if name != "ours"]
     heads = ["a second", "batch", "threads", "ours"]
     lines = [[*heads, *(cell for name in others for cell in (name, "ratio"))]]
@@ -238,7 +260,7 @@ def format_rows(rows: Sequence[Row]) -> str:
 
 
 def goals_of(rows: Sequence[Row]) -> list[Goal]:
-    """How all networks of a face stand beside what the project wants."""
+    """Compare the speed-ups of all networks of a face with `GOALS`."""
     goals = []
     faces = {row.case: row for row in rows if row.case.what == FACE}
     most = max((case.threads for case in faces), default=0)

@@ -1,7 +1,8 @@
 """``python benchmarks/scaling_bench.py``: several MPI processes beside as many threads of one, and what that foretells.
 
-Both train on the same batches, from photograph to update. They are whole
-processes, so they take turns as such. `benchmarks/scaling.md` explains the model.
+Both variants train on the same batches, from photograph to update. Each
+measurement starts new processes; the two variants alternate.
+`benchmarks/scaling.md` explains the prediction.
 """
 
 import json
@@ -31,15 +32,15 @@ from minicnn import SGD, Plan
 from minicnn.distributed import join, sharded_step
 from minicnn.kernels.host import cores
 
-FACES = 20  # synthetic ones, unless --data
+FACES = 20  # synthetic faces unless --data is given
 OPTIMISER = SGD(lr=0.01, momentum=0.9, nesterov=True)
-SUMS = 50  # Allreduce calls that are timed
-LEAST, AIM = 0.9, 1.0  # images per second of processes over those of threads
+SUMS = 50  # timed Allreduce calls
+LEAST, AIM = 0.9, 1.0  # bound and target: images per second of processes over those of threads
 
-#: Latency of a message in seconds, and bytes per second, of usual networks.
+#: Message latency in seconds and bandwidth in bytes per second of common interconnects.
 LINKS = {"10 Gbit/s Ethernet": (30e-6, 1.25e9), "100 Gbit/s Ethernet": (10e-6, 12.5e9), "InfiniBand HDR": (2e-6, 25e9)}
-SIZES = (8, 64, 512)  # processes
-WEAK, STRONG = 10, 512  # images a process and step; images of all a step
+SIZES = (8, 64, 512)  # numbers of processes
+WEAK, STRONG = 10, 512  # weak scaling: images per process and step; strong scaling: images per step in all
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,7 +111,7 @@ def _turn(before: list[str], options, threads: int) -> dict[str, float]:
 
 
 def _work(folder: Path | None, threads: int, steps: int) -> None:
-    """One turn, in each of several processes or in one: images per second by network, as JSON."""
+    """Run one measurement, as one of several processes or alone; rank 0 prints images per second as JSON."""
     comm, config, started = join(), load_config(None, []), 0.0
     faces = SmithFolder(folder).load_split("tuning")[:FACES] if folder else synthetic_faces(FACES, 0, "exemplars")
     rates = {}
@@ -121,7 +122,7 @@ def _work(folder: Path | None, threads: int, steps: int) -> None:
         plan = Plan(icnn_graph(network.labels, network.size), part.stop - part.start, "numba", threads=threads)
         ahead = batches.ahead(0, 3 + steps, part=part)
         for number, batch in enumerate(ahead):
-            if number == 3:  # kernels are compiled, threads awake
+            if number == 3:  # warm-up is over: kernels are compiled, threads are awake
                 comm.barrier()
                 started = time.perf_counter()
             if comm.size == 1:
@@ -142,7 +143,7 @@ def _work(folder: Path | None, threads: int, steps: int) -> None:
 
 
 def _numbers() -> int:
-    """How many gradients are summed in a step, of a network of two labels."""
+    """Return the number of gradient values summed per step for a network with two classes."""
     return sum(map(math.prod, icnn_graph(2, 64).parameter_shapes.values()))
 
 
@@ -152,20 +153,32 @@ def _row(name: str, processes: Sequence[float], threads: Sequence[float]) -> tup
 
 
 def _of_a_training(rates: dict[tuple[str, str], list[float]], kind: str) -> float:
-    """Images per second over a step of each network."""
+    """Return the images per second over one step of each network."""
     return len(NETWORKS) / sum(1 / median(rates[name, kind]) for name in NETWORKS)
 
 
 def sum_seconds(processes: int, size: float, latency: float, bandwidth: float) -> float:
-    """The sums of a step: gradients by halves and back (Rabenseifner), and two single numbers up a tree and down.
+    """Return the modelled seconds of a step's all_reduce calls.
 
-    That is 2 log2 p messages each, and 2 (p - 1) / p of the gradients' bytes.
+    The gradients use recursive halving and doubling (Rabenseifner), two scalars a tree up and down. Each of the three
+    takes 2 log2 p messages; the gradients transfer 2 (p - 1) / p of their bytes.
+
+    Parameters
+    ----------
+    processes : int
+    size : float
+        Bytes of the gradients.
+    latency, bandwidth : float
+        Seconds per message, and bytes per second.
     """
     return 3 * 2 * math.ceil(math.log2(processes)) * latency + 2 * (processes - 1) / processes * size / bandwidth
 
 
 def foretold(image: float, size: float) -> Iterator[tuple[str, ...]]:
-    """Share of the ideal speed, by link and number of processes, from the seconds of an image and bytes of a sum."""
+    """Yield rows of predicted efficiency (share of ideal speed) by interconnect and number of processes.
+
+    `image` is the seconds per image, `size` the bytes of the gradients.
+    """
     for kind in ("weak", "strong"):
         for link, (latency, bandwidth) in LINKS.items():
             shares = []

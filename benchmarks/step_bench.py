@@ -1,8 +1,8 @@
-"""``python benchmarks/step_bench.py``: a whole training step, and all that surrounds it.
+"""``python benchmarks/step_bench.py``: time training steps, data loading, a busy neighbour process and start-up.
 
-A step is forward, loss, backward and update. Ours and PyTorch's take turns,
-round after round, so that whatever else the machine does meets them alike.
-The steps of a GPU (`gpu_steps.py`) are timed by its own events.
+A step is forward, loss, backward and update. Ours and PyTorch's are timed
+alternately in each round, so that other load on the machine affects both
+equally. GPU steps (`gpu_steps.py`) are timed with CUDA events.
 """
 
 import os
@@ -51,10 +51,11 @@ from minicnn import Plan
 from minicnn.kernels import choose_backend, get_backend
 
 ROOT = Path(__file__).resolve().parents[1]
-ENOUGH = 40  # seconds after which a case has no more rounds, if it has three
-FACES = 100  # synthetic faces behind the steps with data, unless --data
+ENOUGH = 40  # time limit of a case in seconds, after at least three rounds
+FACES = 100  # number of synthetic faces for the steps with data unless --data is given
 
-#: What the project wants of the step at batch 10 and the most threads: default, channels_last, share of peak; aims.
+#: (bound, target) of the step at batch 10 and the most threads, by (classes, side): speed relative to PyTorch's
+#: default and channels_last layouts, and share of the peak.
 GOALS = {
     (9, 64): ((2.2, 2.5), (1.4, 1.6), (0.70, 0.80)),
     (2, 64): ((2.0, 2.4), (1.3, 1.5), (0.62, 0.75)),
@@ -66,7 +67,13 @@ GOALS = {
 
 
 def torch_steps(torch, case: StepCase, values, compiled: bool) -> dict[str, Callable[[], object]]:
-    """PyTorch's steps by name: both layouts, eager and, if asked for and possible, compiled."""
+    """Build PyTorch's steps, by name: both layouts, eager and, if requested and possible, compiled.
+
+    Parameters
+    ----------
+    values : mapping of "node/array" to NumPy arrays
+        Initial parameters.
+    """
     from torch_twin import TorchStep
 
     graph, (images, labels) = case.graph(), case.inputs()
@@ -77,7 +84,7 @@ def torch_steps(torch, case: StepCase, values, compiled: bool) -> dict[str, Call
         step = TorchStep(graph, values, images, labels, layout, is_compiled)
         try:
             step()
-        except Exception as error:  # a compiler that is not there, or does not take this network
+        except Exception as error:  # no compiler, or it does not support this network
             print(f"step_bench: no compiled {layout}: {str(error).splitlines()[0]}", file=sys.stderr)
         else:
             steps[f"{layout} {'compiled' if is_compiled else 'eager'}"] = step
@@ -87,7 +94,15 @@ def torch_steps(torch, case: StepCase, values, compiled: bool) -> dict[str, Call
 def measure_case(
     case: StepCase, backend: str, threads: Sequence[int], peak: Peak, torch, compiled: bool, rounds: int, least: float
 ) -> list[dict]:
-    """The rows of one network and batch size, one for each number of threads."""
+    """Time one network and batch size; return one row per number of threads.
+
+    Parameters
+    ----------
+    rounds : int
+        Maximum number of rounds; see `ENOUGH`.
+    least : float
+        Minimum seconds of one measurement.
+    """
     graph, (images, labels) = case.graph(), case.inputs()
     plans = {count: Plan(graph, case.batch, backend, threads=count) for count in threads}
     others = torch_steps(torch, case, plans[threads[0]].parameters, compiled) if torch else {}
@@ -127,18 +142,18 @@ def measure_case(
 
 
 def _best(seconds: dict[tuple[str, int], list[float]], layout: str, threads: int) -> float | None:
-    """ms of the faster of eager and compiled; None without PyTorch."""
+    """Return the ms of the faster of eager and compiled, or None without PyTorch."""
     times = [
         median(values) for (name, count), values in seconds.items() if name.startswith(layout) and count == threads
     ]
     return 1e3 * min(times) if times else None
 
 
-# ---- what surrounds a step
+# ---- data loading, busy neighbours, start-up
 
 
 def data_rates(folder: Path | None, threads: int, rounds: int, steps: int) -> dict[str, tuple[float, float]]:
-    """Images per second of each network's training: with data, and of bare steps on one batch."""
+    """Return the images per second of each network: with data loading, and of steps on one fixed batch."""
     config = load_config(None, [])
     faces = SmithFolder(str(folder)).load_split("exemplars") if folder else synthetic_faces(FACES, 0, "exemplars")
     rates = {}
@@ -164,7 +179,7 @@ def data_rates(folder: Path | None, threads: int, rounds: int, steps: int) -> di
 
 
 def busy_ratio(rounds: int) -> float:
-    """A single-thread step's time beside a process that never rests, over its time without."""
+    """Return the time of a single-thread step next to a busy process, relative to its time without."""
     case = StepCase(9, 64, 10)
     plan, (images, labels) = Plan(case.graph(), case.batch, "numba", threads=1), case.inputs()
     seconds: dict[bool, list[float]] = {False: [], True: []}
@@ -189,7 +204,15 @@ with open("/proc/self/status") as status:
 
 
 def starts(rounds: int) -> tuple[float, float, float]:
-    """Seconds of a process until its first step is done: cold, and with compiled kernels; then its most MiB (Linux)."""
+    """Measure new processes up to the end of their first step.
+
+    Returns
+    -------
+    cold, cached : float
+        Seconds without and with cached compiled kernels.
+    resident : float
+        Peak resident memory in MiB (Linux only).
+    """
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"NUMBA_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
         seconds, resident = [], 0.0
@@ -207,7 +230,7 @@ def starts(rounds: int) -> tuple[float, float, float]:
 
 
 def format_rows(rows: Sequence[dict]) -> str:
-    """The table of the steps."""
+    """Format the steps' rows as a table."""
     lines: list[tuple[str, ...]] = [
         ("labels", "size", "batch", "threads", "ms", "of peak", "torch ms", "ratio", "channels_last ms", "ratio")
     ]
@@ -227,7 +250,7 @@ def format_rows(rows: Sequence[dict]) -> str:
 
 
 def step_goals(rows: Sequence[dict]) -> list[Goal]:
-    """How the steps of batch 10 stand beside what the project wants of them."""
+    """Compare the steps at batch 10 with `GOALS`."""
     goals, found = [], {(row["labels"], row["size"], row["threads"]): row for row in rows if row["batch"] == 10}
     most = max(threads for _, _, threads in found) if found else 0
     for (labels, size), bounds in GOALS.items():
@@ -255,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="numba", help="auto, numpy, numba or cupy (default: %(default)s)")
     parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the steps' figures as JSON")
     add_cases(parser, CPU_BATCHES, f"; on a GPU {','.join(map(str, GPU_BATCHES))}")
-    parser.set_defaults(batch=None)  # which of the two, the backend says
+    parser.set_defaults(batch=None)  # None: the default depends on the backend
     parser.add_argument("--data", type=existing_folder, metavar="DIR", help="faces for training with data")
     parser.add_argument("--steps-only", action="store_true", help="leave out data, busy neighbours and starts")
     parser.add_argument("--quick", action="store_true", help="one network and two rounds: does it run?")
@@ -272,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _on_gpu(backend: str, cases: Sequence[StepCase], options: Namespace) -> None:
-    """Steps alone, in all ways that a GPU can be told to make them."""
+    """Measure and print the steps alone, with every way of launching on a GPU."""
     if backend != "cupy":
         raise InputError("--backend: expected cupy for a GPU: the steps of cublas cannot be captured")
     peak, torch = DevicePeak(get_backend("cupy").cupy), cuda_torch(find_torch())
@@ -290,7 +313,7 @@ def _on_gpu(backend: str, cases: Sequence[StepCase], options: Namespace) -> None
 
 
 def _on_cpu(backend: str, cases: Sequence[StepCase], options: Namespace) -> None:
-    """Steps beside the CPU's peak and PyTorch, and, of numba, what surrounds them."""
+    """Measure and print the steps, the CPU's peak and PyTorch; for numba also data loading, neighbours, start-up."""
     rounds, least = (2, 0.0) if options.quick else (ROUNDS, TURN)
     torch, peak, rows = find_torch(), Peak(), []
     compiled = not (options.no_compile or options.quick)

@@ -1,4 +1,4 @@
-"""The network of a `minicnn.Graph`, and its training step, in PyTorch: a competitor and an oracle."""
+"""PyTorch implementation of a `minicnn.Graph` and its training step, for benchmarks and as a test reference."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from minicnn.layers import Concat, Conv2D, Input, MaxPool2D, MeanPool2D, Tanh, U
 
 
 class TorchNet(nn.Module):
-    """A graph's nodes, one after the other, as PyTorch's own functions.
+    """Network that evaluates a graph's nodes in order with PyTorch's own functions.
 
     Parameters
     ----------
     graph : Graph
     values : mapping of "node/array" to NumPy arrays
-        First parameters.
+        Initial parameters.
 
     Attributes
     ----------
@@ -32,15 +32,15 @@ class TorchNet(nn.Module):
         self._nodes = list(graph.nodes.values())
         self._output = graph.output.name
         self.names = list(values)
-        # a parameter's name must not have a dot or a slash in it
+        # a parameter's name must not contain a dot or a slash
         self.arrays = nn.ParameterDict({_key(name): torch.tensor(np.array(array)) for name, array in values.items()})
 
     def parameter(self, name: str) -> nn.Parameter:
-        """The parameter "node/array"."""
+        """Return the parameter "node/array"."""
         return self.arrays[_key(name)]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N, L, H, W) of images (N, 3, H, W)."""
+        """Return the logits (N, L, H, W) of images (N, 3, H, W)."""
         values: dict[str, torch.Tensor] = {}
         for node in self._nodes:
             inputs = [values[name] for name in node.inputs]
@@ -72,18 +72,18 @@ def _key(name: str) -> str:
 
 
 class TorchStep:
-    """Forward, mean cross-entropy, backward and an SGD update with Nesterov's momentum, in one memory layout.
+    """Training step: forward, mean cross-entropy, backward and SGD with Nesterov momentum, in one memory layout.
 
     Parameters
     ----------
     graph : Graph
     values : mapping of "node/array" to NumPy arrays
-        First parameters.
+        Initial parameters.
     images : (N, 3, S, S) float32
     labels : (N, S, S) integers
     layout : "default" or "channels_last"
     compiled : bool or str
-        Through ``torch.compile``; a string is its mode.
+        Whether to use ``torch.compile``; a string is its mode.
     device : "cpu" or "cuda"
     dtype : "float32" or "float64"
     lr, momentum, weight_decay : float
@@ -123,12 +123,19 @@ class TorchStep:
         return functional.cross_entropy(self.net(self._images), self._labels)
 
     def feed(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Put another batch of the same size in place."""
+        """Copy in another batch of the same size, with images (N, 3, S, S) and labels (N, S, S)."""
         self._images.copy_(torch.from_numpy(images))
         self._labels.copy_(torch.from_numpy(np.asarray(labels, np.int64)))
 
     def gradients(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits (N, L, S, S), and the gradient of each parameter by "node/array"; nothing is updated."""
+        """Compute gradients without an update.
+
+        Returns
+        -------
+        logits : (N, L, S, S) array
+        gradients : dict of str to array
+            Gradient of each parameter, by "node/array".
+        """
         self._optimiser.zero_grad(set_to_none=True)
         logits = self.net(self._images)
         functional.cross_entropy(logits, self._labels).backward()
@@ -136,7 +143,7 @@ class TorchStep:
         return logits.detach().cpu().numpy(), {name: grad.cpu().numpy() for name, grad in found.items()}
 
     def __call__(self) -> torch.Tensor:
-        """Run one step and return the loss before the update, a 0-d tensor: to read it is to wait for a GPU."""
+        """Run one step; return the loss before the update as a 0-d tensor. Reading its value waits for the GPU."""
         if self._mode == "reduce-overhead":
             torch.compiler.cudagraph_mark_step_begin()
         self._optimiser.zero_grad(set_to_none=True)
@@ -146,7 +153,7 @@ class TorchStep:
         return loss.detach()
 
     def captured(self) -> Callable[[], torch.Tensor]:
-        """The step as one CUDA graph, captured as PyTorch's notes on CUDA graphs say: after steps on a side stream."""
+        """Return the step as one CUDA graph, captured after steps on a side stream, as PyTorch's notes recommend."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -166,7 +173,7 @@ class TorchStep:
 
 @contextmanager
 def tensor_cores(allowed: bool) -> Iterator[None]:
-    """Let a GPU round float32 to TF32 in convolutions (PyTorch's default), or not; it tries out its algorithms."""
+    """Allow or forbid TF32 rounding on a GPU (convolutions: PyTorch's default is on); enable cuDNN's autotuning."""
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     before = convolutions.allow_tf32, products.allow_tf32, convolutions.benchmark
     convolutions.allow_tf32 = products.allow_tf32 = allowed

@@ -13,7 +13,7 @@ __all__ = ["FaceParser"]
 
 
 def __getattr__(name: str):
-    """`FaceParser` is imported when it is first asked for: the networks' compiler takes a while to load."""
+    """Import `FaceParser` on first access, because the compiler of the networks is slow to load."""
     if name != "FaceParser":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from icnn.parse.parser import FaceParser

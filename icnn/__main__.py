@@ -1,4 +1,4 @@
-"""``icnn COMMAND``: the entry point of the installed package; the same as ``python -m icnn.COMMAND``."""
+"""Entry point of the installed package: ``icnn COMMAND``, the same as ``python -m icnn.COMMAND``."""
 
 import sys
 from importlib import import_module
@@ -18,7 +18,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Run a subcommand; exit code 2 and one line for one that does not exist."""
+    """Run a subcommand; an unknown one prints one line on stderr and exits with code 2."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print("usage: icnn COMMAND ...\n")

@@ -1,9 +1,9 @@
-"""Class names, ids and colours, and how they map to the files of Smith et al.
+"""Class names, ids and colours, and their mapping to the files of Smith et al.
 
 Label 0 is the background in every network. The ids below are those of label
 images and of stage 1, in the paper's order (Sec. 3.1); left and right are as
 seen in the image. They are *not* the file numbers KK of Smith et al., which
-list both eyebrows before both eyes: `SMITH_FILES` translates.
+list both eyebrows before both eyes; `SMITH_FILES` maps ids to file numbers.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ PARTS = (
     "lower_lip",
 )
 
-#: id -> the KK of NAME_lblKK.png whose soft maps are summed into it: skin (01) and hair (10) are background.
+#: id -> numbers KK of the files NAME_lblKK.png whose soft maps are summed; skin (01) and hair (10) are background.
 SMITH_FILES = (
     ("00", "01", "10"),
     ("02",),
@@ -33,10 +33,10 @@ SMITH_FILES = (
     ("09",),
 )
 
-#: id -> id of the same part on the other side of the face; mirroring an image needs it.
+#: id -> id of the same part on the other side of the face, for mirroring images.
 MIRRORED = np.array([0, 3, 4, 1, 2, 5, 6, 7, 8], np.uint8)
 
-#: RGB per id, the colours of label images and overlays.
+#: id -> RGB, the colours of label images and overlays.
 COLOURS = np.array(
     [
         (0, 0, 0),

@@ -1,4 +1,4 @@
-"""What all commands share: one-line errors, exit codes, signals, progress bars, threads, tables of text."""
+"""Utilities shared by all commands: one-line errors, exit codes, signals, progress bars, options, text tables."""
 
 import argparse
 import logging
@@ -28,11 +28,17 @@ MISTAKE, NOT_FINITE = 2, 3
 
 
 class NotFiniteError(RuntimeError):
-    """A loss became NaN or infinite; the text says what to try."""
+    """A loss became NaN or infinite; the message suggests what to try."""
 
 
 class StopError(Exception):
-    """Ctrl-C or SIGTERM came, and everything worth keeping is saved."""
+    """Stop after Ctrl-C or SIGTERM, raised once all state worth keeping has been saved.
+
+    Attributes
+    ----------
+    number : int
+        The signal's number.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -40,7 +46,7 @@ class StopError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like all others."""
+    """Argument parser that reports errors in one line, as `InputError`."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
@@ -66,7 +72,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
     def add_memory(self) -> None:
-        """Add ``--memory SIZE``, which holds from the moment it is parsed."""
+        """Add ``--memory SIZE``; the limit takes effect as soon as the option is parsed."""
         self.add_argument(
             "--memory",
             type=limited_memory,
@@ -75,11 +81,22 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-_LEAST_MEMORY = 512 << 20  # bytes: interpreter, compiled kernels, BLAS
+_LEAST_MEMORY = 512 << 20  # bytes, for the interpreter, the compiled kernels and BLAS
 
 
 def limited_memory(text: str) -> int:
-    """Argument type: a size in M or G (2^20 and 2^30 bytes), to which the system keeps this process from now on."""
+    """Parse a size in M or G (2^20 or 2^30 bytes) and cap this process's memory at it; an argparse type.
+
+    Returns
+    -------
+    int
+        The size in bytes.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If the text is no size, the size is below 512M, or the system cannot limit memory.
+    """
     number, unit = text[:-1], text[-1:].upper()
     if not number.isdecimal() or unit not in ("M", "G"):
         raise argparse.ArgumentTypeError(f"expected a size such as 4G or 800M, got {text!r}")
@@ -92,7 +109,7 @@ def limited_memory(text: str) -> int:
         import resource
     except ImportError:
         raise argparse.ArgumentTypeError("expected a system that can limit a process's memory, got none") from None
-    # NumPy's BLAS takes its work space when it is first used, and ends the process if it gets none.
+    # NumPy's BLAS allocates its workspace on first use, and aborts the process if that fails.
     np.dot(np.ones((64, 64)), np.ones((64, 64)))
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (size if most < 0 else min(size, most), most))
@@ -100,23 +117,23 @@ def limited_memory(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """Argument type: a whole number of at least 1."""
+    """Parse a whole number of at least 1; an argparse type."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def natural(text: str) -> int:
-    """Argument type: a whole number of at least 0."""
+    """Parse a whole number of at least 0; an argparse type."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
     return int(text)
 
 
 class Signals:
-    """Turns Ctrl-C and SIGTERM into a flag, so that work stops where it can be taken up again.
+    """Context manager that records Ctrl-C and SIGTERM, so that work stops at a point from which it can be resumed.
 
-    A second signal stops at once.
+    A second signal raises StopError immediately.
     """
 
     def __init__(self) -> None:
@@ -136,18 +153,18 @@ class Signals:
         self.number = number
 
     def check(self) -> None:
-        """Raise StopError if a signal has come."""
+        """Raise StopError if a signal has been received."""
         if self.number:
             raise StopError(self.number)
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
-    """`items` behind a progress bar on stderr; no bar when that is not a terminal."""
+    """Iterate over `items` with a progress bar on stderr; no bar if stderr is not a terminal."""
     return tqdm(items, description, total, leave=False, disable=None, dynamic_ncols=True)
 
 
 def text_table(lines: Sequence[Sequence[str]], left: int) -> str:
-    """Columns as wide as their widest cell; the first `left` of them begin at the left."""
+    """Format rows of cells as aligned columns; the first `left` columns are left-aligned, the others right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
@@ -159,9 +176,10 @@ def text_table(lines: Sequence[Sequence[str]], left: int) -> str:
 
 
 def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 success, 2 a user's mistake, 3 a loss became NaN, 130 / 143 stopped by a signal.
+    """Run a command and exit with its code.
 
-    Of processes that an MPI launcher has started, the first that fails ends all: the others wait for it.
+    Codes: 0 success, 1 closed pipe or internal error, 2 user error, 3 loss not finite, 130 / 143 stopped by a signal.
+    Under an MPI launcher the first process that fails ends all processes, because the others wait for it.
     """
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
@@ -179,7 +197,7 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
         code, text = 128 + stop.number, f"stopped by {stop}"
     except KeyboardInterrupt:
         code, text = 128 + signal.SIGINT, "stopped by SIGINT"
-    except BrokenPipeError:  # `command | head`: whoever read us has seen enough
+    except BrokenPipeError:  # `command | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
@@ -190,7 +208,7 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
     except Exception:
         if launched_rank() is None:
             raise
-        code, text = 1, traceback.format_exc()  # nobody may wait for a process that is gone
+        code, text = 1, traceback.format_exc()  # end the other processes, which would wait for this one
     if code:
         sys.stdout.flush()
         end_all(code, lambda: _complain(name, text), _PRECEDENCE)
@@ -198,7 +216,7 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
 
 
 class _Compilations(logging.Handler):
-    """Says that kernels are being compiled: once when it begins, once when it is over."""
+    """Log handler that prints warnings, announces compilation once when it begins, and counts the kernels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,7 +235,7 @@ class _Compilations(logging.Handler):
 
 @contextmanager
 def compilation_announced() -> Iterator[None]:
-    """While it lasts, a backend that compiles kernels says so on stderr, and how long that took."""
+    """Context manager: report on stderr when a backend compiles kernels and, at the end, how long that took."""
     logger, handler = logging.getLogger("minicnn.kernels"), _Compilations()
     level = logger.level
     logger.addHandler(handler)
@@ -232,7 +250,7 @@ def compilation_announced() -> Iterator[None]:
             print(f"compiled {handler.count} kernels in {seconds:.0f} s", file=sys.stderr)
 
 
-#: Seconds that the other processes leave to the first one's error, since mostly all fail alike.
+#: Grace period (s) before other ranks report: usually all fail with the same error.
 _PRECEDENCE = 5.0
 
 
@@ -245,7 +263,7 @@ def _complain(name: str, text: str) -> None:
 
 
 def existing_folder(text: str) -> Path:
-    """Argument type: a folder that exists."""
+    """Parse the path of an existing folder; an argparse type."""
     path = Path(text)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: expected a folder, found none")

@@ -154,7 +154,7 @@ class Config:
     only: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
 
     def for_network(self, name: str) -> tuple[Train, Augment]:
-        """The training and augmentation settings of one network."""
+        """Return the training and augmentation settings of one network."""
         only = self.only.get(name, {})
         return replace(self.train, **only.get("train", {})), replace(self.augment, **only.get("augment", {}))
 
@@ -221,7 +221,7 @@ def load_config(path: str | Path | None = None, assignments: list[str] | None = 
 
 
 def _translated(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a file by today's names; those of single networks included."""
+    """Return the values of a file under their present names, those of single networks included."""
     translated = {}
     for key, value in values.items():
         first, _, rest = key.partition(".")
@@ -237,14 +237,14 @@ def save_config(config: Config, path: str | Path) -> None:
 
 
 def config_text(config: Config) -> str:
-    """The TOML that `save_config` writes."""
+    """Return the TOML that `save_config` writes."""
     import tomli_w  # here: evaluation, parsing and the benchmarks read TOML only
 
     return tomli_w.dumps(_tree(config))
 
 
 def flat(config: Config) -> dict[str, str]:
-    """Dotted name -> value as text, of every setting, those of single networks included."""
+    """Return every setting, those of single networks included, as dotted name -> value as text."""
     return {key: str(list(value) if isinstance(value, tuple) else value) for key, value in _flatten(_tree(config))}
 
 
@@ -263,7 +263,7 @@ def _flatten(tree: dict, prefix: str = ""):
 
 
 def _parse_value(text: str) -> Any:
-    """A TOML value; anything else is taken as a text without quotes."""
+    """Parse a TOML value; anything else is taken as a text without quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except _NO_TOML:
@@ -271,7 +271,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _known_keys() -> dict[str, Field]:
-    """Dotted name -> field, of every setting that is not for one network alone."""
+    """Return dotted name -> field of every setting that is not for one network alone."""
     known = {}
     for entry in fields(Config):
         section = getattr(Config(), entry.name)

@@ -1,12 +1,11 @@
-"""The one exception that stands for a user's mistake."""
+"""Exception for user errors."""
 
 
 class InputError(ValueError):
-    """A user's mistake: what was expected, what came, which file, what to try.
+    """User error; the message says what was expected, what was found, in which file, and what to try.
 
-    Its text is one line, whatever line breaks a path or a value in it holds.
-    The commands print it on stderr and exit with 2; nothing else in the package
-    is caught on the way there.
+    The message is one line: line breaks, for example in a path, become spaces.
+    The commands print it on stderr and exit with code 2.
     """
 
     def __init__(self, text: str):

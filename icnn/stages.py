@@ -14,11 +14,11 @@ class Network:
     Attributes
     ----------
     ids : tuple of int
-        The part ids that its labels 1, 2, ... stand for on an image's left side; label 0 is background.
+        Part ids of its labels 1, 2, ..., on the left side of an image; label 0 is the background.
     size : int
         Side of its square input, pixels.
     measures : tuple of str
-        The F-measures (`icnn.evaluate.metrics`) of its parts.
+        Names of the F-measures (`icnn.evaluate.metrics`) of its parts.
     """
 
     ids: tuple[int, ...]
@@ -27,7 +27,7 @@ class Network:
 
     @property
     def labels(self) -> int:
-        """L, background included."""
+        """Number of classes L, including the background."""
         return 1 + len(self.ids)
 
 
@@ -44,7 +44,7 @@ STAGE2 = tuple(name for name in NETWORKS if name != "stage1")
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch of stage 2: the network that labels it, the ids in it, and whether it enters mirrored."""
+    """A patch of stage 2: its network, its part ids, and whether it is mirrored for the network."""
 
     name: str
     network: str
@@ -57,17 +57,17 @@ class Patch:
         return NETWORKS[self.network].size
 
     def to_network_labels(self) -> np.ndarray:
-        """(9,) uint8: id -> label of this patch's network; the other side's part is background."""
+        """Return the table id -> label of this patch's network, (9,) uint8; parts of the other side are background."""
         table = np.zeros(len(PARTS), np.uint8)
         table[list(self.ids)] = np.arange(1, len(self.ids) + 1)
         return table
 
     def to_ids(self) -> np.ndarray:
-        """(L,) uint8: label of this patch's network -> id."""
+        """Return the table label of this patch's network -> id, (L,) uint8."""
         return np.array((0, *self.ids), np.uint8)
 
 
-#: In the order in which part centres are listed everywhere.
+#: The six patches, in the order of part centres in all arrays.
 PATCHES = (
     Patch("left_eyebrow", "eyebrow", (1,)),
     Patch("left_eye", "eye", (2,)),

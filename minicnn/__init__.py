@@ -1,4 +1,4 @@
-"""A small convolutional-network library without autograd: every forward and backward kernel is written out."""
+"""Small convolutional-network library without autograd: every forward and backward kernel is written by hand."""
 
 from minicnn.graph import Graph
 from minicnn.kernels import get_backend

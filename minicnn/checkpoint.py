@@ -1,4 +1,4 @@
-"""Tensors on disk as safetensors, written whole or not at all, and sealed where they travel."""
+"""Checkpoint files: safetensors, written atomically, with an optional checksum."""
 
 import hashlib
 import os
@@ -13,18 +13,18 @@ from safetensors.numpy import save
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or does not fit the network; the text names the file."""
+    """Checkpoint that cannot be read or does not fit the network; the message names the file."""
 
 
-#: End of the names of files that are being written; a kill may leave one behind.
+#: Suffix of files that are being written; a killed process may leave one behind.
 UNFINISHED = ".unfinished"
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, flush it and rename it to `path`.
+    """Yield a temporary path next to `path`; if the block succeeds, flush the file and rename it to `path`.
 
-    Whenever the process or the machine stops, `path` is what it was or what it is to be, never a part of it.
+    If the process or the machine stops at any time, `path` holds the complete old or the complete new content.
     """
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
@@ -34,7 +34,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes it private
+        temporary.chmod(0o644)  # mkstemp creates a file that only its owner can read
         temporary.replace(path)
         _flush_folder(path.parent)
     finally:
@@ -42,8 +42,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk; without it a rename may be lost with the machine's power."""
-    if not hasattr(os, "O_DIRECTORY"):  # Windows has no such thing
+    """Flush a folder's entries to disk; otherwise a power failure may undo a rename."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -53,18 +53,18 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what killed writers have left in a folder; only where nobody else writes into it."""
+    """Delete the unfinished files of killed processes in `folder`; no other process may be writing there."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 
-#: Version of what sealed files say; one of another is refused.
+#: Format version of sealed files; files of another version are rejected.
 FORMAT = "1"
 _FORMAT, _DIGEST = "format", "sha256"
 
 
 def _digest(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> str:
-    """Of all that a file says, in an order that does not matter."""
+    """Return the SHA-256 of all tensors and metadata, sorted by name so that their order does not matter."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
@@ -80,10 +80,17 @@ def save_tensors(
     metadata: Mapping[str, object],
     sealed: bool = False,
 ) -> None:
-    """Write `tensors` and `metadata` (values become text) to `path`, atomically.
+    """Write tensors and metadata to a safetensors file, atomically.
 
-    With `sealed` a checksum of both and the format's version go along, which `load_tensors` looks at: for files that
-    travel.
+    Parameters
+    ----------
+    path : path
+    tensors : mapping of names to arrays
+    metadata : mapping of str to object
+        Values are stored as ``str(value)``.
+    sealed : bool
+        Also store the format version and a checksum of tensors and metadata, which `load_tensors` verifies. Meant for
+        files that are copied to other machines.
     """
     arrays = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     texts = {key: str(value) for key, value in metadata.items()}
@@ -96,15 +103,15 @@ def save_tensors(
 
 
 def load_tensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read what `save_tensors` wrote: tensors by name, and the metadata.
+    """Read the tensors, by name, and the metadata of a file that `save_tensors` wrote.
 
-    Files without a checksum are taken as they are.
+    A file without a checksum is not verified.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, truncated, changed since it was written, of another format, not safetensors, or of a
-        dtype that NumPy lacks.
+        If the file is missing, truncated, modified since it was written, of another format version, not safetensors,
+        or contains a dtype that NumPy lacks.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -129,12 +136,12 @@ def check_fit(
     tensors: Mapping[str, np.ndarray],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Compare a file's tensors with the shapes that a network expects.
+    """Check that the tensors read from `path` have the names and shapes that a network expects.
 
     Raises
     ------
     CheckpointError
-        Naming the first tensor that is missing, superfluous or of another shape.
+        If a tensor is missing, unexpected or of another shape; the message names the first one.
     """
     for name, shape in shapes.items():
         if name not in tensors:

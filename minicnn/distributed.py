@@ -1,8 +1,8 @@
-"""Data-parallel SGD: processes that train one network together, each on its part of every batch.
+"""Data-parallel SGD: several processes train one network, each on its part of every batch.
 
-A batch is cut into shards. The loss is a weighted mean over all of its pixels (Sec. 2.5), so each process divides by
-the sum of all weights, and the batch's gradient is the plain sum of the processes': with two numbers more, that is all
-they exchange.
+A batch is cut into shards. The loss is a weighted mean over all pixels of the batch (Sec. 2.5), so each process divides
+by the sum of all weights, and the gradient of the batch is the sum of the gradients of all processes. The processes
+exchange only this gradient and two numbers: the sum of the weights, and the loss.
 """
 
 import os
@@ -17,55 +17,55 @@ from minicnn.kernels.host import cores
 from minicnn.plan import Plan
 from minicnn.sgd import SGD
 
-#: Variables in which launchers tell a process its number: Hydra and Intel, Open MPI, PMIx.
+#: Environment variables that hold the rank of a process: Hydra and Intel MPI, Open MPI, PMIx.
 _RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"
 
 
 class DistributedError(RuntimeError):
-    """The processes cannot work together; the text says what is missing."""
+    """Distributed training is not possible; the message names what is missing."""
 
 
 class Communicator:
-    """One process, or all that an MPI launcher has started.
+    """Group of processes; this base class is a group of one, without MPI.
 
     Attributes
     ----------
     rank, size : int
-        This process's number, from 0, and how many there are.
+        Number of this process, from 0, and number of processes.
     local_size : int
-        How many of them share this machine, this one included.
+        Number of processes on this machine, including this one.
     """
 
     rank, size, local_size = 0, 1, 1
 
     @property
     def threads(self) -> int | None:
-        """This process's share of its machine's cores; None for one that need not share."""
+        """CPU threads for this process: its share of the machine's cores, or None if it is alone on the machine."""
         if self.local_size == 1:
             return None
         return max(1, cores() // self.local_size)
 
     def all_reduce(self, array: np.ndarray) -> None:
-        """Sum an array over all processes, in place; with two, in the same bits whichever is first."""
+        """Sum an array over all processes, in place; with two processes, the bits do not depend on their order."""
 
     def all_max(self, number: int) -> int:
         """Return the maximum of a number over all processes."""
         return number
 
     def barrier(self) -> None:
-        """Wait until all processes have called this."""
+        """Wait until all processes have called this method."""
 
 
 SINGLE = Communicator()
 
 
 class MPICommunicator(Communicator):
-    """The processes of an MPI communicator.
+    """All processes that an MPI launcher started (`COMM_WORLD`).
 
     Parameters
     ----------
     mpi : module
-        `mpi4py.MPI`.
+        The module `mpi4py.MPI`.
     """
 
     def __init__(self, mpi: Any):
@@ -87,27 +87,27 @@ class MPICommunicator(Communicator):
 
 
 def launched_rank() -> int | None:
-    """This process's number as an MPI launcher gave it, or None without one; MPI need not be there."""
+    """Return the rank that an MPI launcher gave this process, or None without a launcher; does not need MPI."""
     ranks = [int(text) for name in _RANKS if (text := os.environ.get(name, "")).isdecimal()]
     return ranks[0] if ranks else None
 
 
 def join() -> Communicator:
-    """Return the communicator of the processes that an MPI launcher started; `SINGLE` without one.
+    """Return the communicator of all processes that an MPI launcher started, or `SINGLE` without a launcher.
 
     Raises
     ------
     DistributedError
-        If a launcher started it, and MPI cannot be used.
+        If an MPI launcher started this process but MPI is not usable.
     """
     return SINGLE if launched_rank() is None else MPICommunicator(_mpi())
 
 
 def _mpi() -> Any:
-    """`mpi4py.MPI`, which is up from its first import on; that waits for the others to do the same."""
+    """Import `mpi4py.MPI`; the first import initialises MPI and waits until all other processes do so too."""
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, but no MPI library is
+    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is installed, but no MPI library
         reason = " ".join(str(error).split())
         raise DistributedError(
             f"expected mpi4py and an MPI library, got {reason}; try pip install 'icnn[mpi]'"
@@ -116,17 +116,18 @@ def _mpi() -> Any:
 
 
 def end_all(code: int, last_words: Callable[[], None], precedence: float) -> None:
-    """End all processes with this exit code, whatever they are at; where there is none, return.
+    """Abort all MPI processes with exit code `code`, whatever they are doing; return if there is no MPI.
 
-    One that has not joined yet joins for it: else the others would wait for it for ever.
+    A process that has not initialised MPI yet does so here: otherwise the others would wait for it forever.
 
     Parameters
     ----------
     code : int
+        Exit code of all processes.
     last_words : callable
-        Called before. All but the first process leave that to the first for a while: mostly all fail alike.
+        Called before the abort, to report the error; also called without MPI.
     precedence : float
-        Seconds of that while.
+        Seconds that all ranks but 0 wait before they report, since usually all fail with the same error.
     """
     rank = launched_rank()
     if rank is None:
@@ -143,29 +144,34 @@ def end_all(code: int, last_words: Callable[[], None], precedence: float) -> Non
 
 
 def shards_of(count: int, shards: int) -> list[slice]:
-    """Cut `count` images into so many parts, the first ones larger by one where that does not come out even."""
+    """Cut `count` images into `shards` consecutive slices; if it does not divide evenly, the first have one more."""
     ends = np.cumsum([len(part) for part in np.array_split(np.arange(count), shards)]).tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: SGD, comm: Communicator) -> np.ndarray:
-    """One update from a batch in parts, here and in all processes; the loss before it.
+    """Update the parameters once in all processes, from a batch whose parts are spread over them.
 
-    The sum has one order, part by part and process by process; of two parts it does not matter which process has which.
+    The order of summation is fixed: part by part, then process by process. With two parts in all, the result does not
+    depend on which process has which part.
 
     Parameters
     ----------
     plan : Plan
-        Its parameters are the same in all processes, and stay so.
-    parts : iterable of images (n, C, H, W), labels (n, H, W), weights (n, H, W)
-        This process's; n at most the plan's batch.
+        Its parameters must be equal in all processes; they stay equal.
+    parts : iterable of (images (n, C, H, W), labels (n, H, W), weights (n, H, W))
+        Parts of this process; n at most the plan's batch. Parts whose weights are all 0 are skipped.
     optimiser : SGD
     comm : Communicator
+
+    Returns
+    -------
+    0-d array, the loss of the whole batch before the update
 
     Raises
     ------
     ValueError
-        For what `Plan.forward` and `Plan.loss` do not accept, or weights that sum to 0 over all parts.
+        For arguments that `Plan.forward` or `Plan.loss` reject, or weights that sum to 0 over all parts.
     """
     gradients = plan.flat_gradients
     parts = [part for part in parts if part[2].any()]
@@ -175,7 +181,7 @@ def sharded_step(plan: Plan, parts: Iterable[Sequence[np.ndarray]], optimiser: S
     if not total > 0:
         raise ValueError("expected weights of at least 0 whose sum is not 0")
     loss = np.zeros_like(total)
-    kept = None if len(parts) == 1 else np.zeros(gradients.shape, gradients.dtype)  # one part's are where they belong
+    kept = None if len(parts) == 1 else np.zeros(gradients.shape, gradients.dtype)  # a single part's stays in place
     for (images, labels, weights), own in zip(parts, sums, strict=True):
         plan.forward(images)
         loss += plan.download(plan.loss(labels, weights)) * own / total

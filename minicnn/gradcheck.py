@@ -8,11 +8,18 @@ from minicnn.plan import Plan
 
 
 def numeric_gradient(f: Callable[[], float], x: np.ndarray, eps: float = 1e-5) -> np.ndarray:
-    """Element-wise central differences of `f`, a function that reads `x` (float64, changed and put back).
+    """Compute the gradient of `f` with respect to `x` by central differences, one element at a time.
+
+    Parameters
+    ----------
+    f : callable
+        Function without arguments that reads `x`.
+    x : float64 array
+        Modified in place during the computation and restored.
 
     Returns
     -------
-    float64 array of x.shape
+    float64 array of shape x.shape
     """
     gradient = np.empty_like(x)
     for index in np.ndindex(x.shape):
@@ -27,13 +34,13 @@ def numeric_gradient(f: Callable[[], float], x: np.ndarray, eps: float = 1e-5) -
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest absolute difference over the largest magnitude (over 1e-8 where all is 0)."""
+    """Return the largest absolute difference divided by the largest magnitude, or by 1e-8 if that is larger."""
     scale = max(np.abs(actual).max(initial=0), np.abs(expected).max(initial=0), 1e-8)
     return float(np.abs(actual - expected).max(initial=0) / scale)
 
 
 def tie_free(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Float64 values in (-1, 1), no two closer than 2 / size: a small difference flips no maximum."""
+    """Draw float64 values in (-1, 1), at least 2 / size apart, so that a small perturbation changes no argmax."""
     size = int(np.prod(shape))
     return (rng.permutation(size).reshape(shape) + 0.5) / size * 2 - 1
 
@@ -47,15 +54,15 @@ def check_plan(
     directions: int = 2,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Directional check of every parameter array of a float64 plan (and of the images, if it computes their gradient).
+    """Check the gradients of a float64 plan along random directions.
 
-    For each array and each of `directions` random unit vectors d: <gradient, d> against
-    (loss(w + eps d) - loss(w - eps d)) / (2 eps).
+    For each parameter array (and the images, if the plan computes their gradient) and each of `directions` random unit
+    vectors d, compare <gradient, d> with (loss(w + eps d) - loss(w - eps d)) / (2 eps).
 
     Returns
     -------
-    dict of "node/array" (and "images") to the largest error, relative to the larger of the two values
-    and of the gradient's norm over 100, under which a cancelling direction would say nothing.
+    dict of "node/array" (and "images") to the largest error, relative to the largest of both values and 1/100 of the
+    gradient's norm (for directions nearly orthogonal to the gradient, where both values are close to 0).
     """
     rng = np.random.default_rng(seed)
     images = np.array(images, np.float64)

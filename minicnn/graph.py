@@ -1,4 +1,4 @@
-"""The network as a fixed directed acyclic graph of named nodes."""
+"""Network description: a directed acyclic graph of named nodes."""
 
 from dataclasses import dataclass, fields
 
@@ -6,12 +6,12 @@ from minicnn.layers import Input, Layer, Shape, ShapeError
 
 
 class GraphError(ValueError):
-    """A node's name is taken, or an input of it does not exist."""
+    """Invalid node: its name is already taken, or one of its inputs does not exist."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A layer, the names of the nodes it reads, and the shape (C, H, W) it writes."""
+    """Layer of a graph, with the names of its input nodes, its output shape (C, H, W) and its parameter shapes."""
 
     name: str
     layer: Layer
@@ -21,12 +21,12 @@ class Node:
 
 
 class Graph:
-    """Append-only list of nodes: inputs must exist, so insertion order is topological order.
+    """Append-only list of nodes. Inputs must already exist, so insertion order is topological order.
 
     Parameters
     ----------
     **attributes : str or int
-        What a checkpoint of this network should say about it, for example ``preset="paper"``.
+        Metadata that checkpoints of this network store, for example ``preset="paper"``.
     """
 
     def __init__(self, **attributes: str | int):
@@ -36,12 +36,20 @@ class Graph:
     def add(self, name: str, layer: Layer, *inputs: str) -> str:
         """Append a node and return its name.
 
+        Parameters
+        ----------
+        name : str
+            Name of the new node, unique in the graph.
+        layer : Layer
+        *inputs : str
+            Names of existing nodes, in the order in which the layer takes them.
+
         Raises
         ------
         GraphError
-            If `name` is taken or an input does not exist.
+            If `name` is already taken or an input does not exist.
         ShapeError
-            If the layer does not accept the inputs' shapes; names the node.
+            If the layer does not accept the inputs' shapes; the message names the node.
         """
         if name in self.nodes:
             raise GraphError(f"node {name!r} exists already")
@@ -59,28 +67,28 @@ class Graph:
 
     @property
     def input(self) -> Node:
-        """The node where images enter: the only `Input`."""
+        """Node of the images: the graph's only `Input`."""
         (node,) = (node for node in self.nodes.values() if isinstance(node.layer, Input))
         return node
 
     @property
     def output(self) -> Node:
-        """The node added last; its values are the network's logits."""
+        """Node added last; its values are the network's logits."""
         return next(reversed(self.nodes.values()))
 
     def input_shapes(self, node: Node) -> list[Shape]:
-        """Shapes of what `node` reads."""
+        """Return the shapes (C, H, W) of the inputs of `node`."""
         return [self.nodes[name].shape for name in node.inputs]
 
     @property
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every learnt array, "node/array" -> shape, in the order of the nodes."""
+        """Shapes of all learnt arrays, "node/array" -> shape, in the order of the nodes."""
         return {
             f"{node.name}/{array}": shape for node in self.nodes.values() for array, shape in node.parameters.items()
         }
 
     def describe(self) -> str:
-        """A table of the nodes: layer, inputs, shape, parameters, and float32 bytes an image."""
+        """Return a text table of the nodes: layer, inputs, shape, parameter count, and float32 bytes per image."""
         rows = [("node", "layer", "reads", "shape", "parameters", "bytes/image")]
         parameters_total = bytes_total = 0
         for node in self.nodes.values():
@@ -111,7 +119,7 @@ class Graph:
 
 
 def _layer_text(layer: Layer) -> str:
-    """The layer as it would be written down: settings that have their default are left out."""
+    """Return the layer as a constructor call, without the settings that equal their defaults."""
     settings = [
         f"{field.name}={getattr(layer, field.name)!r}"
         for field in fields(layer)

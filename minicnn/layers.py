@@ -1,8 +1,7 @@
-"""Layers: frozen dataclasses without arrays. A shape rule, a forward and a backward call each.
+"""Layers: frozen dataclasses that own no arrays. Each has a shape rule, a forward call and a backward call.
 
-Shapes are those of one image, (C, H, W); the batch dimension N comes in front
-of every array. `kernels` is a backend (`minicnn.kernels`), or what notes the
-calls for one.
+Shapes are those of one image, (C, H, W); every array has the batch dimension
+N in front.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,35 +15,47 @@ Array = Any  # a backend's array; NumPy's for "numpy" and "numba"
 
 
 class ShapeError(ValueError):
-    """Inputs do not fit a layer; the text says which, what was expected and what came."""
+    """Inputs that do not fit a layer; the message names the layer, the expected value and the actual one."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What all layers share. `backward_reads` names what backward reads besides dy: "x" inputs, "y" output."""
+    """Base class of all layers. `backward_reads` lists what backward reads besides dy: "x" inputs, "y" output."""
 
     @property
     def backward_reads(self) -> str:
         return ""
 
     def output_shape(self, *inputs: Shape) -> Shape:
-        """Shape of the output (C, H, W) for the given input shapes; raises ShapeError where they do not fit."""
+        """Return the output shape (C, H, W) for the given input shapes; raise ShapeError if they do not fit."""
         raise NotImplementedError
 
     def parameter_shapes(self, *inputs: Shape) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the learnt arrays; most layers have none."""
+        """Return the names and shapes of the learnt arrays; most layers have none."""
         return {}
 
     def initialise(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-        """First values (float64, `shape`) of the learnt array `name`."""
+        """Draw the initial values (float64, of shape `shape`) of the learnt array `name`."""
         raise NotImplementedError
 
     def kernel_sizes(self, *inputs: Shape) -> dict[str, dict[str, int]]:
-        """Kernels that need scratch, with their sizes as the shape letters of `minicnn.kernels`, except N."""
+        """Return the kernels that need a workspace, with sizes by shape letter (`minicnn.kernels`), without N."""
         return {}
 
     def forward(self, kernels: Any, y: Array, xs: Sequence[Array], p: Mapping[str, Array], s: Array):
-        """Write the output y from the inputs xs and the parameters p; s is scratch."""
+        """Compute the output and write it into `y`.
+
+        Parameters
+        ----------
+        kernels : module or object
+            Backend (`minicnn.kernels`), or a stand-in that records the calls for one.
+        y, xs : (N, C, H, W) array and sequence of such arrays
+            Output and inputs.
+        p : mapping of names to arrays
+            The layer's parameters.
+        s : 1-d array
+            Workspace.
+        """
         raise NotImplementedError
 
     def backward(
@@ -59,9 +70,18 @@ class Layer:
         s: Array,
         adds: Sequence[bool],
     ):
-        """Write (or add, where `adds` says so) the gradients dxs of the inputs, and dp of the parameters.
+        """Compute the gradients of the inputs and of the parameters; the other arguments are those of `forward`.
 
-        An entry of `dxs` is None where nothing upstream needs that gradient.
+        Parameters
+        ----------
+        dxs : sequence of (N, C, H, W) arrays or None
+            Written: gradients of the inputs; None for an input whose gradient no upstream node needs.
+        dp : mapping of names to arrays
+            Written: gradients of the parameters.
+        dy : (N, C, H, W) array
+            Gradient of the output.
+        adds : sequence of bool
+            For each input, add to its gradient in `dxs` instead of overwriting it.
         """
         raise NotImplementedError
 
@@ -74,7 +94,7 @@ def _one_input(inputs: tuple[Shape, ...]) -> Shape:
 
 @dataclass(frozen=True)
 class Input(Layer):
-    """The place where images enter, (channels, height, width)."""
+    """Source node of the graph: the images, (channels, height, width)."""
 
     channels: int
     height: int
@@ -88,17 +108,17 @@ class Input(Layer):
 
 @dataclass(frozen=True)
 class Conv2D(Layer):
-    """Correlation with a bias, eq. (1) without f: zero padding, stride 1, the plane keeps its size.
+    """2-d cross-correlation plus bias, eq. (1) without f: zero padding, stride 1, output of the input's H x W.
 
     Parameters
     ----------
     filters : int
-        Output channels O.
+        Number O of output channels.
     window : int
-        Side K of the square window, any positive number; weights are (O, C, K, K), not flipped.
+        Kernel size K, any positive number; the weights are (O, C, K, K) and are not flipped.
     initial : "glorot_uniform" or "fan_in_uniform"
-        Uniform within sqrt(6 / (fan_in + fan_out)), or within sqrt(0.5 / fan_in) as the released program has it.
-        Biases begin at 0.
+        Weights are drawn uniformly from [-a, a) with a = sqrt(6 / (fan_in + fan_out)), or a = sqrt(0.5 / fan_in) as in
+        the released program. Biases start at 0.
     """
 
     filters: int
@@ -147,11 +167,11 @@ class Conv2D(Layer):
 
 @dataclass(frozen=True)
 class MaxPool2D(Layer):
-    """Maximum over windows (Sec. 2.2: 2 x 2, stride 2).
+    """Max pooling with kernel size `window` (Sec. 2.2: 2 x 2, stride 2).
 
-    `border` rows above and columns to the left of the plane, never the maximum, belong to the first windows: the
-    released program pools 3 x 3 with stride 2 and a border of 1, at the top and left only. The gradient of a window
-    goes to its first maximum in row-major order.
+    `border` is the padding: the number of rows above and of columns to the left of the plane that the first windows
+    include. A padded position is never the maximum. The released program pools 3 x 3 with stride 2 and a padding of 1,
+    at the top and left only. The gradient of a window goes to its first maximum in row-major order.
     """
 
     window: int = 2
@@ -187,7 +207,7 @@ class MaxPool2D(Layer):
 
 @dataclass(frozen=True)
 class MeanPool2D(Layer):
-    """Mean over window x window tiles (the input pyramid of Sec. 2.6)."""
+    """Average pooling over disjoint window x window tiles (the input pyramid of Sec. 2.6)."""
 
     window: int = 2
 
@@ -210,10 +230,10 @@ class MeanPool2D(Layer):
 
 @dataclass(frozen=True)
 class UpsampleNearest2D(Layer):
-    """Each pixel becomes a factor x factor block (Sec. 2.2).
+    """Nearest-neighbour upsampling: repeat each pixel in a factor x factor block (Sec. 2.2).
 
-    With `parity` two constant maps follow the upsampled ones, as in the released program: column parity, then row
-    parity, 0 on even and 1 on odd positions.
+    With `parity`, two constant channels are appended, as in the released program: column parity, then row parity;
+    0 at even and 1 at odd positions.
     """
 
     factor: int = 2
@@ -234,7 +254,7 @@ class UpsampleNearest2D(Layer):
 
 @dataclass(frozen=True)
 class Concat(Layer):
-    """All channels of the first input, then of the second, and so on (Sec. 2.2)."""
+    """Concatenation along the channel axis, in the order of the inputs (Sec. 2.2)."""
 
     def output_shape(self, *inputs: Shape) -> Shape:
         if not inputs:
@@ -262,7 +282,7 @@ class Concat(Layer):
 
 @dataclass(frozen=True)
 class Tanh(Layer):
-    """The activation function f of eq. (1)."""
+    """Hyperbolic tangent, the activation function f of eq. (1)."""
 
     @property
     def backward_reads(self) -> str:

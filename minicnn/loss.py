@@ -1,4 +1,4 @@
-"""Softmax cross-entropy over the labels of every pixel (Sec. 2.4 and 2.5)."""
+"""Per-pixel softmax cross-entropy loss (Sec. 2.4 and 2.5)."""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -11,23 +11,25 @@ from minicnn.layers import Shape
 class SoftmaxCrossEntropy:
     """Weighted mean over pixels of -log softmax(z)[label]: sum(w l) / sum(w).
 
-    Owns its buffers, allocated once for `batch` images.
+    All buffers are allocated once, for `batch` images.
 
     Parameters
     ----------
     kernels : module
         Backend.
     shape : (L, H, W)
-        Of one image's logits.
+        Shape of one image's logits; L is the number of classes.
     batch : int
+        Maximum number of images.
     dtype : str
+        Of logits, weights and loss.
 
     Attributes
     ----------
     labels, weights : (batch, H, W) backend arrays, int32 and `dtype`
-        What the calls read: the first n are those of the images.
+        Inputs of the calls, which read the first n entries for n images.
     value, total : 0-d backend arrays
-        The last loss, and the sum of its weights, by which its gradient is divided.
+        Last loss, and the sum of its weights, which the gradient is divided by.
     """
 
     def __init__(self, kernels: ModuleType, shape: Shape, batch: int, dtype: str):
@@ -42,10 +44,12 @@ class SoftmaxCrossEntropy:
         self.value = kernels.zeros((), dtype)
 
     def checked(self, n: int, labels: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Labels and weights of n images as they can go into `labels` and `weights`.
+        """Validate the labels and weights of n images and return them, ready to be copied into the buffers.
 
         Parameters
         ----------
+        n : int
+            Number of images.
         labels : (n, H, W) integers in [0, L)
         weights : (n, H, W) of at least 0, or None for 1 everywhere
 
@@ -70,13 +74,13 @@ class SoftmaxCrossEntropy:
         return labels, weights
 
     def forward(self, z, s) -> Callable[[], None]:
-        """The call that computes `value` from logits z (n, L, H, W); s is scratch."""
+        """Return a call that computes `value` from the logits z (n, L, H, W), with workspace s."""
         n = z.shape[0]
         arrays = self.value, self.total, self._probabilities[:n], z, self.labels[:n], self.weights[:n], s
         return self._kernels.bind("softmax_cross_entropy_forward", *arrays)
 
     def backward(self, dz, s) -> Callable[[], None]:
-        """The call that writes the gradient of `value` into dz (n, L, H, W)."""
+        """Return a call that writes the gradient of `value` by the logits into dz (n, L, H, W), with workspace s."""
         n = dz.shape[0]
         arrays = dz, self._probabilities[:n], self.labels[:n], self.weights[:n], self.total, s
         return self._kernels.bind("softmax_cross_entropy_backward", *arrays)

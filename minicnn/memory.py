@@ -1,16 +1,16 @@
-"""When each array of a training step is alive, and which of them may share a buffer.
+"""Lifetimes of the arrays of a training step, and the assignment of arrays to shared buffers.
 
-Time runs over one step of a graph with M units (`minicnn.schedule`)::
+Time steps of one training step of a graph with M units (`minicnn.schedule`)::
 
     0 .. M-1      forward of unit i at time i
     M             loss
     M + 1         gradient of the loss
-    M + 2 ..      backward, in reverse order, one moment for a unit or two (`Schedule.backward_times`)
+    M + 2 ..      backward, in reverse order, one or two time steps per unit (`Schedule.backward_times`)
 
-An array is born when it is first written and dies after its last read; an
-array in which others lie lives as long as any of them. Two arrays of one shape
-whose lives do not overlap get the same buffer. Only equal shapes share, since
-a backend may give each shape a layout of its own.
+The life of an array begins when it is first written and ends after its last
+read; an array that contains others lives as long as any of them. Arrays of the
+same shape whose lives do not overlap share a buffer. Only equal shapes share,
+since a backend may use a different memory layout for each shape.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from minicnn.schedule import Schedule
 
 @dataclass(frozen=True)
 class Life:
-    """One array of a step: shape of an image's part (C, H, W), birth and death (both inclusive)."""
+    """Lifetime of one array: its shape per image (C, H, W), and its first and last time step (both inclusive)."""
 
     shape: Shape
     birth: int
@@ -31,7 +31,7 @@ class Life:
 
 
 def needs_gradient(graph: Graph, input_gradient: bool = False) -> set[str]:
-    """Nodes whose gradient is computed: on a path from a parameter (or the input, if asked) to the output."""
+    """Return the nodes whose gradient is computed: on a path from a parameter (or the input, if set) to the output."""
     reaches_output = {graph.output.name}
     for node in reversed(graph.nodes.values()):
         if node.name in reaches_output:
@@ -45,7 +45,14 @@ def needs_gradient(graph: Graph, input_gradient: bool = False) -> set[str]:
 
 
 def lifetimes(graph: Graph, schedule: Schedule, needed: set[str]) -> dict[str, Life]:
-    """Lives of the arrays "activation/NODE" and "gradient/NODE" that do not lie in another one."""
+    """Compute the lifetimes of the arrays of a training step.
+
+    `needed` are the nodes whose gradient is computed (`needs_gradient`).
+
+    Returns
+    -------
+    dict of "activation/NODE" and "gradient/NODE" to Life, without the arrays that lie inside another one
+    """
     done, end = schedule.backward_times, schedule.end
     lives: dict[str, Life] = {}
     for name, node in graph.nodes.items():
@@ -56,7 +63,7 @@ def lifetimes(graph: Graph, schedule: Schedule, needed: set[str]) -> dict[str, L
         for reader in readers:
             if reader.name in needed and "x" in reader.layer.backward_reads:
                 reads.append(done[reader.name])
-        # images stay for a second forward pass; logits are handed out until the next one
+        # images are kept for a second forward pass; callers may read the logits until the next one
         kept = node is graph.output or not node.inputs
         _add(lives, schedule, f"activation/{name}", Life(node.shape, time, end if kept else max(reads)))
         if name in needed:
@@ -67,7 +74,7 @@ def lifetimes(graph: Graph, schedule: Schedule, needed: set[str]) -> dict[str, L
 
 
 def _add(lives: dict[str, Life], schedule: Schedule, name: str, life: Life) -> None:
-    """Note a life for the array and for the one it lies in."""
+    """Extend the lifetime of the array that contains `name` (or is `name`) by `life`."""
     home = schedule.homes[name][0]
     known = lives.get(home, life)
     shape = known.shape if home != name else life.shape
@@ -75,7 +82,7 @@ def _add(lives: dict[str, Life], schedule: Schedule, name: str, life: Life) -> N
 
 
 def assign_buffers(lives: dict[str, Life], share: bool = True) -> dict[str, int]:
-    """Give each array the number of a buffer; arrays of one number have one shape and disjoint lives."""
+    """Assign a buffer number to each array; arrays with the same number have equal shapes and disjoint lifetimes."""
     buffers: list[tuple[Shape, int]] = []  # shape and last death so far
     assigned = {}
     for name, life in sorted(lives.items(), key=lambda item: item[1].birth):
@@ -95,6 +102,6 @@ def assign_buffers(lives: dict[str, Life], share: bool = True) -> dict[str, int]
 
 
 def dead_buffers(lives: dict[str, Life], assigned: dict[str, int], time: int) -> Iterable[int]:
-    """Buffers whose content nobody reads after `time`: a test fills them with NaN."""
+    """Return the buffers whose content is not read after time step `time`; a test fills them with NaN."""
     alive = {assigned[name] for name, life in lives.items() if life.birth <= time < life.death}
     return set(assigned.values()) - alive

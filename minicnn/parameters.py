@@ -1,4 +1,4 @@
-"""All learnt numbers of a network in one flat buffer, with named views into it."""
+"""Learnt parameters of a network in one flat buffer, with named views into it."""
 
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -9,7 +9,7 @@ from minicnn.graph import Graph
 
 
 class Views(Mapping[str, np.ndarray]):
-    """Read-only mapping "node/array" -> writable view of one flat buffer."""
+    """Read-only mapping of "node/array" to writable views of one flat buffer, in the order of `shapes`."""
 
     def __init__(self, flat, shapes: Mapping[str, tuple[int, ...]]):
         self._views = {}
@@ -30,21 +30,22 @@ class Views(Mapping[str, np.ndarray]):
 
 
 class Parameters:
-    """Flat buffers of one network: values, gradients and the optimiser's velocity.
+    """Flat buffers of one network: parameter values, their gradients, and the optimiser's velocity.
 
     Parameters
     ----------
     graph : Graph
     kernels : module
-        The backend that owns the buffers.
+        Backend that allocates the buffers.
     dtype : str
         "float32" or "float64".
 
     Attributes
     ----------
-    flat, flat_gradients, flat_velocity : (V,) backend arrays
+    flat, flat_gradients, flat_velocity : (V,) backend arrays of `dtype`
+        Values, gradients and velocity of all V parameters.
     values, gradients : Views
-        "node/array" -> view.
+        Views of `flat` and `flat_gradients` by "node/array".
     """
 
     def __init__(self, graph: Graph, kernels: ModuleType, dtype: str):
@@ -59,7 +60,7 @@ class Parameters:
         self._kernels = kernels
 
     def initialise(self, rng: np.random.Generator) -> None:
-        """Draw first values, layer by layer in the order of the graph; velocity becomes 0."""
+        """Draw the initial values with `rng`, layer by layer in the order of the graph; reset the velocity to 0."""
         for node in self._graph.nodes.values():
             for array, shape in node.parameters.items():
                 drawn = node.layer.initialise(array, shape, rng)

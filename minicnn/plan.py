@@ -1,8 +1,8 @@
-"""Every array of a run, and the order in which kernels touch them.
+"""Execution plan of a graph: all arrays of a run, and the order of the kernel calls.
 
-A plan takes a graph and a batch size, decides once which arrays share a
-buffer and which gradient is stored or added, allocates everything, and after
-that only calls kernels.
+For a graph and a batch size, a plan decides once which arrays share a buffer
+and which gradients are stored or added, and allocates everything. After that
+it only calls kernels.
 """
 
 import math
@@ -36,14 +36,14 @@ Call = Callable[[], None]
 
 
 class _Calls(NamedTuple):
-    """One unit of a pass: the node that names it, and the kernel calls it makes."""
+    """One unit of a pass: the name of its first node, and its kernel calls."""
 
     node: str
     calls: list[Call]
 
 
 class _Passes(NamedTuple):
-    """All kernel calls of a step over some number of images, but the update."""
+    """Kernel calls of a training step over n images, without the update."""
 
     forward: list[_Calls]
     loss: Call
@@ -52,7 +52,7 @@ class _Passes(NamedTuple):
 
 
 class _Recorder:
-    """Stands in for a backend: a layer's calls are noted, bound to their arrays, instead of made."""
+    """Backend stand-in that collects a layer's kernel calls, bound to their arrays, without executing them."""
 
     def __init__(self, kernels: ModuleType):
         self._kernels = kernels
@@ -63,40 +63,40 @@ class _Recorder:
 
 
 class Plan:
-    """Runs a graph forward, backward and through updates.
+    """Executor of a graph: forward pass, loss, backward pass and parameter updates.
 
     Parameters
     ----------
     graph : Graph
     batch : int
-        Most images of one pass.
+        Maximum number of images in one pass.
     backend : str
-        "numpy", "numba", "cupy", or "cublas" to compare with.
+        "numpy", "numba", "cupy", or "cublas" (for comparison only).
     dtype : "float32" or "float64"
         Of all activations, gradients and parameters.
     seed : int or SeedSequence
-        Of the first parameter values.
+        Seed of the initial parameter values.
     threads : int, optional
-        CPU threads of the kernels; default all.
+        CPU threads of the kernels; default: one per available core.
     share : bool
-        Let arrays whose lives do not overlap share a buffer. Results are the same bits either way.
+        Let arrays with disjoint lifetimes share a buffer. The results are bit-identical either way.
     input_gradient : bool
         Also compute the gradient of the images, `input_gradient`; parsing and training do not need it.
     hook : callable, optional
-        ``hook(phase, node)`` after each unit's "forward" and "backward"; its first node stands for it. With a hook
-        a GPU makes each call by itself.
+        Called as ``hook(phase, node)`` after each unit; `phase` is "forward" or "backward", `node` the name of the
+        unit's first node. With a hook, a GPU launches each kernel separately instead of a captured graph.
 
     Attributes
     ----------
     parameters, gradients : mapping of "node/array" to writable backend arrays
-        What is written into `parameters` counts from the next forward.
+        Values written into `parameters` take effect at the next forward.
     step_count : int
-        Updates made so far; schedules read it.
+        Number of updates so far; the argument of learning-rate schedules.
 
     Raises
     ------
     BackendError
-        If the backend cannot be used here, or the device has too little memory for the batch.
+        If the backend is not usable on this machine, or the device has too little memory for the batch.
     """
 
     def __init__(
@@ -132,18 +132,18 @@ class Plan:
         self.buffers = {number: self._make_buffer(shape, dtype) for number, shape in shapes.items()}
         self._loss = SoftmaxCrossEntropy(self._kernels, graph.output.shape, batch, dtype)
         self._scratch = self._kernels.zeros(self._scratch_size(batch), dtype)
-        self._rate = self._kernels.zeros((), dtype)  # an array, so that a recorded step reads the one of its turn
+        self._rate = self._kernels.zeros((), dtype)  # an array, so that a captured step reads the current rate
         self._images = self.array("activation", graph.input.name, batch)
-        self._feed: Callable[..., None] | None = None  # made by the first step
+        self._feed: Callable[..., None] | None = None  # created by the first step
         self._passes: dict[int, _Passes] = {}
         self._steps: dict[tuple, Call] = {}
-        self._n = 0  # images of the last forward; 0 before it
+        self._n = 0  # number of images in the last forward; 0 before it
         self._done = ""  # last pass: "forward", "loss" or "backward"
 
     # ---- construction
 
     def _make_buffer(self, shape: Shape, dtype: str):
-        """A buffer whose halo is enough for every convolution on planes of this size."""
+        """Allocate a buffer whose zero padding (halo) suffices for every convolution on planes of this size."""
         nodes = self.graph.nodes.values()
         windows = [n.layer.window for n in nodes if isinstance(n.layer, Conv2D) and n.shape[1:] == shape[1:]]
         return self._kernels.planes((self.batch, *shape), dtype, max(windows, default=1) // 2)
@@ -154,7 +154,7 @@ class Plan:
             return
 
         def needed(batch: int) -> int:
-            """Bytes: buffers; probabilities, labels and weights; what `Feed` holds; parameters are there already."""
+            """Return bytes: buffers, probabilities, labels, weights, `Feed`, workspace; parameters already exist."""
             pixels, images = math.prod(self.graph.output.shape[1:]), math.prod(self.graph.input.shape)
             loss = math.prod(self.graph.output.shape) + 2 * pixels
             count = sum(map(math.prod, shapes)) + loss + 2 * (images + 2 * pixels)
@@ -169,7 +169,7 @@ class Plan:
             )
 
     def _scratch_size(self, batch: int) -> int:
-        """The largest wish of all kernel calls: they run one after the other and share one scratch."""
+        """Return the largest workspace size of all kernel calls; they run one after another and share one workspace."""
         labels, height, width = self.graph.output.shape
         loss_size = {"L": labels, "H": height, "W": width}
         wishes = [
@@ -185,17 +185,27 @@ class Plan:
         return max(self._kernels.scratch_size(kernel, N=batch, **size) for kernel, size in wishes)
 
     def array(self, kind: str, node: str, n: int):
-        """The first n images of a node's "activation" or "gradient", (n, C, H, W), wherever it lies.
+        """Return a node's activation or gradient for the first n images.
 
-        Others may have overwritten it by the time a pass is over, unless ``share=False``; a hook sees it in time. A
-        convolution that a tanh follows is always overwritten by it.
+        After a pass, other arrays may have overwritten it, unless ``share=False``; a hook sees it before that. The
+        output of a convolution followed by a tanh is always overwritten by the tanh.
+
+        Parameters
+        ----------
+        kind : "activation" or "gradient"
+        node : str
+        n : int
+
+        Returns
+        -------
+        (n, C, H, W) backend array, a view
         """
         home, first = self.schedule.homes[f"{kind}/{node}"]
         channels = self.graph.nodes[node].shape[0]
         return self.buffers[self.assigned[home]][:n, first : first + channels]
 
     def _calls(self, n: int) -> _Passes:
-        """Forward and backward passes over n images, unit by unit; made once for each n."""
+        """Return the forward and backward passes over n images, unit by unit; built once for each n."""
         if n not in self._passes:
             units, output = [unit for unit in self.schedule.units if unit.node.inputs], self.graph.output.name
             self._passes[n] = _Passes(
@@ -222,18 +232,18 @@ class Plan:
         return recorder.calls
 
     def _link(self, kind: str, link: Node | None, y, n: int):
-        """The array of a unit's further node; y without channels where there is none."""
+        """Return the array of a unit's pooled or upsampled copy, or `y` sliced to 0 channels if there is none."""
         if link is None or (kind == "gradient" and link.name not in self._needed):
             return y[:, :0]
         return self.array(kind, link.name, n)
 
     def _lies_in(self, concat: Node, name: str, kind: str) -> bool:
-        """Whether an input's array is a part of the concatenation's."""
+        """Return True if the array of input `name` is a part of the concatenation's array."""
         homes = self.schedule.homes
         return homes[f"{kind}/{name}"][0] == homes[f"{kind}/{concat.name}"][0]
 
     def _backward_calls(self, units: list[Unit], n: int) -> list[_Calls]:
-        """In reverse order. The first writer of a gradient stores, later ones add: decided here, once."""
+        """Build the backward calls, in reverse order. The first writer of a gradient stores, later ones add to it."""
         written: set[str] = set()
         calls = []
         for unit in reversed(units):
@@ -253,7 +263,7 @@ class Plan:
         return calls
 
     def _residents(self, concat: str) -> list[str]:
-        """Nodes whose gradient is written with that of a concatenation, being a part of it."""
+        """Return the inputs of a concatenation whose gradients are parts of its gradient array."""
         node = self.graph.nodes[concat]
         if concat not in self._needed or not isinstance(node.layer, Concat):
             return []
@@ -266,7 +276,7 @@ class Plan:
         if unit.tanh is not None:
             dpooled, dup = (self._link("gradient", link, y, n) for link in (unit.pooled, unit.up))
             own = self.array("gradient", unit.tanh.name, n)
-            if not has_gradient:  # nobody reads the tanh but its own links
+            if not has_gradient:  # only the unit's own pooled and upsampled copies read the tanh
                 own = own[:, :0]
             recorder.interlink_backward(dy, own, dpooled, dup, y, self._scratch)
         if node.parameters or any(dx is not None for dx in dxs):
@@ -276,14 +286,14 @@ class Plan:
         return recorder.calls
 
     def _update(self, optimiser: SGD) -> Call:
-        """The call that applies the gradients, at the rate in `_rate`."""
+        """Return the call that applies the gradients, with the learning rate in `_rate`."""
         store = self._store
         settings = optimiser.momentum, optimiser.nesterov, optimiser.weight_decay, optimiser.shrink
         arrays = store.flat, store.flat_velocity, store.flat_gradients, self._rate, self._scratch
         return self._kernels.bind("sgd_update", *arrays, *settings)
 
     def _step(self, n: int, optimiser: SGD) -> Call:
-        """All of a step over n images that are in place; made once for each n and settings of the optimiser."""
+        """Return one call for a whole step over n uploaded images; built once for each n and optimiser settings."""
         key = n, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay, optimiser.shrink
         if key not in self._steps:
             passes, update = self._calls(n), self._update(optimiser)
@@ -312,17 +322,17 @@ class Plan:
 
     @property
     def flat_gradients(self):
-        """All of `gradients` as one array (V,), in the order of the graph."""
+        """All gradients as one backend array (V,), in the order of the graph."""
         return self._store.flat_gradients
 
     @property
     def has_input_gradient(self) -> bool:
-        """Whether backward computes `input_gradient`."""
+        """True if backward computes `input_gradient`."""
         return self.graph.input.name in self._needed
 
     @property
     def input_gradient(self):
-        """Gradient of the last loss with respect to the images, (n, C, H, W); asked for at construction."""
+        """Gradient of the last loss by the images, (n, C, H, W); needs ``Plan(..., input_gradient=True)``."""
         return self.array("gradient", self.graph.input.name, self._n)
 
     def _run(self, units: list[_Calls], phase: str) -> None:
@@ -334,12 +344,20 @@ class Plan:
                     self.hook(phase, node)
 
     def forward(self, images: np.ndarray):
-        """Logits (n, L, H, W) of `images` (n, C, H, W), n at most `batch`; valid until the next forward.
+        """Compute the logits of `images`.
+
+        Parameters
+        ----------
+        images : (n, C, H, W) array, n from 1 to `batch`
+
+        Returns
+        -------
+        (n, L, H, W) backend array of logits, valid until the next forward
 
         Raises
         ------
         ValueError
-            For images of another shape, or more than `batch` of them.
+            If the images have another shape, or n is not from 1 to `batch`.
         """
         images = self._checked(images)
         self._n = len(images)
@@ -357,19 +375,24 @@ class Plan:
         return images
 
     def loss(self, labels: np.ndarray, weights: np.ndarray | None = None):
-        """Mean cross-entropy of the last forward's logits, weighted by pixel: sum(w l) / sum(w), a 0-d array.
+        """Compute the weighted mean over pixels of the cross-entropy l of the last forward: sum(w l) / sum(w).
 
         Parameters
         ----------
         labels : (n, H, W) integers in [0, L)
         weights : (n, H, W) of at least 0, optional
+            Pixel weights w; default 1.
+
+        Returns
+        -------
+        0-d backend array
 
         Raises
         ------
         ValueError
             For other shapes or values, or weights that sum to 0.
         RuntimeError
-            Unless forward has run since the last backward.
+            If forward has not run since the last backward.
         """
         if self._done not in ("forward", "loss"):
             raise RuntimeError("call forward before loss")
@@ -382,18 +405,18 @@ class Plan:
         return self._loss.value
 
     def backward(self, total: float | None = None) -> None:
-        """Gradients of the last loss with respect to every parameter, into `gradients`.
+        """Compute the gradients of the last loss with respect to all parameters, and write them into `gradients`.
 
         Parameters
         ----------
         total : float, optional
-            Sum of the weights of all images of a batch of which these are some: the gradients are then their part of
-            that batch's, which is the sum of such parts.
+            Sum of all weights of a larger batch that these images are a part of. The gradients are divided by it, so
+            that the sum over all parts is the gradient of the larger batch. Default: the sum of these weights.
 
         Raises
         ------
         RuntimeError
-            Before any loss of the last forward.
+            If no loss has been computed since the last forward.
         """
         if self._done != "loss":
             raise RuntimeError("call forward and loss before backward")
@@ -403,29 +426,38 @@ class Plan:
         with self._kernels.threads(self.threads):
             passes.loss_gradient()
         self._run(passes.backward, "backward")
-        self._done = "backward"  # what it read may be overwritten: shared buffers
+        self._done = "backward"  # the arrays that it read may now be overwritten: buffers are shared
 
     def all_reduce_gradients(self, comm) -> None:
-        """Replace the gradients, in every process (`minicnn.distributed`), by the sum of all."""
+        """Sum the gradients over all processes of `comm` (`minicnn.distributed.Communicator`), in place."""
         self._kernels.all_reduce(comm)(self.flat_gradients)
 
     def update(self, optimiser: SGD) -> None:
-        """Apply the last gradients to the parameters."""
+        """Apply the current gradients to the parameters, and increment `step_count`."""
         self._kernels.upload(self._rate, np.asarray(optimiser.rate(self.step_count)))
         with self._kernels.threads(self.threads):
             self._update(optimiser)()
         self.step_count += 1
 
     def step(self, images: np.ndarray, labels: np.ndarray, optimiser: SGD, weights: np.ndarray | None = None):
-        """Forward, loss, backward and update; returns the loss before the update, a 0-d array.
+        """Run forward, loss, backward and update.
 
-        The array is overwritten by the next step. On a GPU to read it is to wait for the step, which otherwise is
-        still running when this returns.
+        On a GPU the step may still be running when this returns; reading the loss waits for it.
+
+        Parameters
+        ----------
+        images, labels, weights
+            As in `forward` and `loss`.
+        optimiser : SGD
+
+        Returns
+        -------
+        0-d backend array, the loss before the update; overwritten by the next step
 
         Raises
         ------
         ValueError
-            For what `forward` and `loss` do not accept; nothing has changed then.
+            For arguments that `forward` or `loss` reject; nothing is changed then.
         """
         images = self._checked(images)
         labels, weights = self._loss.checked(len(images), labels, weights)
@@ -442,28 +474,31 @@ class Plan:
     # ---- to and from NumPy
 
     def download(self, array) -> np.ndarray:
-        """A NumPy copy of one of the backend's arrays, when what computes it is done."""
+        """Return a NumPy copy of a backend array, after waiting for the computation of it."""
         return np.array(self._kernels.download(array))
 
     def upload(self, array, values: np.ndarray) -> None:
-        """Copy NumPy values into one of the backend's arrays of the same shape, converting the dtype."""
+        """Copy a NumPy array into a backend array of the same shape, converting the dtype."""
         self._kernels.upload(array, values)
 
     # ---- checkpoints
 
     def save(self, path: str | os.PathLike, **metadata: object) -> None:
-        """Write the parameters as safetensors, with the graph's attributes, beta 1 and beta0 0 unless given."""
+        """Write the parameters to a safetensors file.
+
+        The file's metadata are `metadata`, the graph's attributes, the version, and beta 1 and beta0 0 unless given.
+        """
         tensors = {name: self._kernels.download(array) for name, array in self.parameters.items()}
         about = {"beta": 1.0, "beta0": 0.0, "version": VERSION, **self.graph.attributes, **metadata}
         save_tensors(path, tensors, about)
 
     def load(self, path: str | os.PathLike) -> dict[str, str]:
-        """Read parameters that `save` wrote; returns the file's metadata.
+        """Load parameters that `save` wrote, and return the file's metadata.
 
         Raises
         ------
         CheckpointError
-            If the file cannot be read or holds another network's weights; nothing is changed then.
+            If the file is unreadable or contains the weights of another network; nothing is changed then.
         """
         tensors, metadata = load_tensors(path)
         check_fit(path, tensors, self.graph.parameter_shapes)
@@ -471,7 +506,7 @@ class Plan:
         return metadata
 
     def assign(self, parameters: Mapping[str, np.ndarray]) -> None:
-        """Copy parameters in, by name.
+        """Copy values into the parameters of the same names, "node/array".
 
         Raises
         ------
@@ -482,19 +517,19 @@ class Plan:
             self.upload(self.parameters[name], values)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Copies of what a training must keep to go on bit for bit, besides `step_count`."""
+        """Return copies of values and velocity, (V,): with `step_count`, a training resumes bit for bit from them."""
         return {
             "values": self.download(self._store.flat),
             "velocity": self.download(self._store.flat_velocity),
         }
 
     def restore(self, state: dict[str, np.ndarray], step_count: int) -> None:
-        """Put back what `state` returned.
+        """Restore the arrays that `state` returned, and the step count.
 
         Raises
         ------
         ValueError
-            If the arrays are another network's; nothing is changed then.
+            If the arrays have the shapes of another network; nothing is changed then.
         """
         buffers = {"values": self._store.flat, "velocity": self._store.flat_velocity}
         for name, buffer in buffers.items():

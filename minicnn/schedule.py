@@ -1,14 +1,14 @@
-"""In which units a graph is computed, and which arrays of it are one.
+"""Schedule of a graph: its nodes grouped into units of computation, and the arrays that share memory.
 
-A unit is a node, or a convolution together with the tanh behind it, and the
-2 x 2 maxima and doubled planes that interlinking layers make of that (Sec.
-2.2). The tanh works in place.
+A unit is a single node, or a convolution fused with the tanh that follows it
+and with the copies of that tanh which interlinking layers use (Sec. 2.2): 2 x 2
+max-pooled, and upsampled by 2. The tanh is computed in place.
 
-Nothing is concatenated either: who produces an input of a concatenation
-writes into its channels of the concatenation's own array.
+Concatenation copies nothing: a node that is an input of a concatenation
+writes directly into its channels of the concatenation's array.
 
     row1/round1/concat   [ row1/round0/tanh | row1/round1/coarser ]
-                           8 channels         16 channels, row 2's tanh doubled
+                           8 channels         16 channels, row 2's tanh upsampled
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from minicnn.layers import Concat, Conv2D, MaxPool2D, Tanh, UpsampleNearest2D
 
 @dataclass(frozen=True)
 class Unit:
-    """Nodes that one call computes: one, or a convolution, its tanh, and that tanh's pooled and upsampled copies."""
+    """Nodes computed by one call: one node, or a convolution, its tanh, and the pooled and upsampled tanh."""
 
     node: Node
     tanh: Node | None = None
@@ -32,18 +32,27 @@ class Unit:
 
 
 class Schedule:
-    """The units of a graph in the order of computation.
+    """Units of a graph in the order of computation.
+
+    Parameters
+    ----------
+    graph : Graph
+    needed : set of str
+        Nodes whose gradient is computed (`minicnn.memory.needs_gradient`).
 
     Attributes
     ----------
     units : list of Unit
-    times, backward_times : mappings of node names to the moments of their forward and backward passes
-        Forward, all of a unit at once; then two for the loss; backward, a unit's tanh before its convolution.
-    end : the last moment
-    consumers : mapping of node names to the nodes that read them
-    linked : names of the pooled and upsampled copies that a unit computes with their tanh
-    homes : mapping of "activation/NODE" and "gradient/NODE" to (array, channel)
-        Where an array lies: itself and 0, or another array and the first of its channels there.
+    times, backward_times : dict of str to int
+        Time step of each node's forward and backward pass. All nodes of a unit run forward in one time step; two time
+        steps for the loss follow; backward, a unit's tanh comes one time step before its convolution.
+    end : int
+        Last time step.
+    consumers : dict of str to list of Node, the nodes that read each node's output
+    linked : set of str
+        Names of the pooled and upsampled copies that a unit computes together with their tanh.
+    homes : dict of "activation/NODE" and "gradient/NODE" to (array, channel)
+        Location of each array: itself and 0, or the array that contains it and its first channel there.
     """
 
     def __init__(self, graph: Graph, needed: set[str]):
@@ -83,17 +92,17 @@ class Schedule:
         return units
 
     def _reader(self, node: Node, layer) -> Node | None:
-        """The first consumer of a node that is exactly this layer."""
+        """Return the first consumer of a node whose layer equals `layer`, or None."""
         return next((consumer for consumer in self.consumers[node.name] if consumer.layer == layer), None)
 
     def _settle_in_place(self, convolution: str, tanh: str, needed: set[str]) -> None:
-        """The convolution's sums become their tanh, and its gradient that of the sums, where they are."""
+        """Place a convolution's output and gradient in the arrays of its tanh, which is computed in place."""
         self._parents[f"activation/{convolution}"] = f"activation/{tanh}", 0
         if {convolution, tanh} <= needed:
             self._parents[f"gradient/{convolution}"] = f"gradient/{tanh}", 0
 
     def _settle_inputs(self, graph: Graph, concat: Node, needed: set[str]) -> None:
-        """Inputs of a concatenation lie in its array, if they are not somewhere else already."""
+        """Place the inputs of a concatenation in its array, except those that already lie in another array."""
         channel = 0
         complete = min((self.times[reader.name] for reader in self.consumers[concat.name]), default=len(self.units))
         for name in concat.inputs:
@@ -101,7 +110,7 @@ class Schedule:
             movable = node.inputs and node is not graph.output and not isinstance(node.layer, Concat)
             if movable and concat.inputs.count(name) == 1 and f"activation/{name}" not in self._parents:
                 self._parents[f"activation/{name}"] = f"activation/{concat.name}", channel
-                # What others add to the gradient must come after the concatenation's readers have stored theirs.
+                # Other consumers add to this gradient: they must run after the concatenation's consumers stored it.
                 others = (self.times[reader.name] for reader in self.consumers[name] if reader is not concat)
                 if {name, concat.name} <= needed and all(time < complete for time in others):
                     self._parents[f"gradient/{name}"] = f"gradient/{concat.name}", channel

@@ -9,7 +9,7 @@ Schedule = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Constant:
-    """The same rate at every step."""
+    """Constant learning rate."""
 
     lr: float
 
@@ -19,7 +19,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warm-up to `lr` over `warmup` steps, then half a cosine down to 0 at `steps`."""
+    """Linear warm-up to `lr` over `warmup` steps, then cosine decay to 0 at step `steps`."""
 
     lr: float
     steps: int
@@ -34,7 +34,7 @@ class Cosine:
 
 @dataclass(frozen=True)
 class Exponential:
-    """The rate times `factor` after every `every` steps."""
+    """Step decay: multiply the learning rate by `factor` after every `every` steps."""
 
     lr: float
     factor: float
@@ -46,7 +46,7 @@ class Exponential:
 
 @dataclass(frozen=True)
 class SGD:
-    """Settings of the update; a plan keeps the velocity and counts the steps.
+    """Settings of the SGD update; the `Plan` keeps the velocity and the step count.
 
     With g the gradient of the mean loss plus ``weight_decay * w``::
 
@@ -54,18 +54,18 @@ class SGD:
         w <- shrink w + v                      plain
         w <- shrink w + momentum v - lr g      nesterov
 
-    as Pylearn2 has it, on which the paper's program was built.
+    This is the form of Pylearn2, which the paper's program was built on.
 
     Parameters
     ----------
     lr : float or callable
-        Rate, or a schedule: step (from 0) -> rate.
+        Learning rate, or a schedule that maps the step (from 0) to it.
     momentum : float in [0, 1)
     nesterov : bool
     weight_decay : float
-        L2 coefficient, on weights and biases alike.
+        L2 coefficient, applied to weights and biases.
     shrink : float
-        Every parameter is multiplied by it at each step; the released program has 0.99999 in stage 1.
+        Factor that multiplies every parameter at each step; 0.99999 in stage 1 of the released program.
     """
 
     lr: float | Schedule
@@ -81,5 +81,5 @@ class SGD:
             raise ValueError(f"expected a momentum in [0, 1), got {self.momentum}")
 
     def rate(self, step: int) -> float:
-        """Learning rate of the step-th update, counted from 0."""
+        """Return the learning rate of update `step`, counted from 0."""
         return self.lr(step) if callable(self.lr) else self.lr

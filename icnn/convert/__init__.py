@@ -1,1 +1,1 @@
-"""``python -m icnn.convert``: other data sets as a folder to train on."""
+"""``python -m icnn.convert``: convert other data sets to the training layout of Smith et al."""

@@ -1,4 +1,4 @@
-"""``python -m icnn.convert``: turn other data sets of labelled faces, as downloaded, into a folder to train on."""
+"""``python -m icnn.convert``: convert other labelled face data sets, as downloaded, into a training folder."""
 
 import sys
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def choose(sources: list[Source], limit: int | None) -> list[Source]:
-    """All faces, or `limit` of them evenly spaced, so that each split gets its share."""
+    """Return all faces, or `limit` of them, sampled evenly so that each split keeps its share."""
     if limit is None or limit >= len(sources):
         return sources
     ordered = sorted(sources, key=lambda source: SPLITS.index(source.split))
@@ -67,14 +67,22 @@ def choose(sources: list[Source], limit: int | None) -> list[Source]:
 def convert(
     sources: Sequence[Source], root: Path, size: int, face: int, signals: Signals
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Write faces below `root`, until a signal comes.
+    """Convert faces and write them below `root`; stop early on a signal.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+    root : Path
+        Output folder.
+    size, face : int
+        Side of the photographs and longer side of a face, pixels.
 
     Returns
     -------
     written : dict of str to list of str
-        Names by split.
+        Names of the written faces by split.
     skipped : list of str
-        What was wrong with each face that is not among them.
+        Error message of each face that could not be converted.
 
     Raises
     ------

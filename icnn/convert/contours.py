@@ -1,12 +1,12 @@
-"""Helen's own annotation (Le et al., ECCV 2012): 194 points a face, and the soft maps of the parts they outline.
+"""Helen's original annotation (Le et al., ECCV 2012): 194 points per face, converted to soft label maps.
 
       0 ..  40  jaw line, ear to ear         114 .. 133  an eye        154 .. 173  an eyebrow
      41 ..  57  nose, open at the nasion     134 .. 153  the other     174 .. 193  the other
      58 ..  85  outer contour of the lips
      86 .. 113  inner contour of the lips
 
-Sides, mouth corners, upper and lower lip are found from where the points lie,
-never from where a contour starts or which way it runs.
+Left and right, mouth corners, upper and lower lip are derived from the positions of the points.
+They do not depend on the start or the direction of a contour.
 """
 
 from pathlib import Path
@@ -23,17 +23,17 @@ NOSE, OUTER, INNER = slice(41, 58), slice(58, 86), slice(86, 114)
 EYES = slice(114, 134), slice(134, 154)
 EYEBROWS = slice(154, 174), slice(174, 194)
 
-#: Samples a pixel, along each axis. Pillow fills a polygon's edge too: eyes grow by 4 % at 4, by 2 % at 8.
+#: Samples per pixel along each axis. Pillow also fills a polygon's edge: eyes grow by 4 % at 4 samples, 2 % at 8.
 FINE = 8
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a small text file, stripped.
+    """Return the lines of a small text file, stripped.
 
     Raises
     ------
     InputError
-        If it cannot be read or is not UTF-8.
+        If the file cannot be read or is not UTF-8.
     """
     try:
         return [line.strip() for line in path.read_text("utf-8-sig").split("\n")]
@@ -42,17 +42,17 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_points(path: Path) -> np.ndarray:
-    """Read an annotation: the photograph's name, then "x , y" a line.
+    """Read an annotation file: the photograph's name, then one "x , y" per line.
 
     Returns
     -------
     (194, 2) float64
-        Pixels of the photograph, x first.
+        x and y in pixels of the photograph.
 
     Raises
     ------
     InputError
-        If it cannot be read, or holds anything but 194 points.
+        If the file cannot be read or does not hold exactly 194 points.
     """
     rows = [(number, line) for number, line in enumerate(read_lines(path), 1) if line][1:]
     if len(rows) != POINTS:
@@ -71,7 +71,7 @@ def read_points(path: Path) -> np.ndarray:
 
 
 def polygons(points: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Outlines of the parts, in the order in which they are to be painted.
+    """Return the outlines of the parts in drawing order.
 
     Parameters
     ----------
@@ -81,16 +81,17 @@ def polygons(points: np.ndarray) -> list[tuple[int, np.ndarray]]:
     Returns
     -------
     list of (int, (n, 2) float64)
-        A part's id and its closed outline. The inner mouth comes last: closed lips leave a sliver of it.
+        Class id and closed outline of each part. The inner mouth is last, so that closed lips leave a sliver of it.
     """
     eyes = _left_to_right(points, EYES)
     eyebrows = _left_to_right(points, EYEBROWS)
     across = eyes[1].mean(0) - eyes[0].mean(0)
-    # The nose is open between the eyes: it is closed at the nasion, midway between their inner corners.
+    # The nose contour is open between the eyes. Close it at the nasion, midway between the inner eye corners.
     nasion = (eyes[0][np.argmax(eyes[0] @ across)] + eyes[1][np.argmin(eyes[1] @ across)]) / 2
     outer, inner = points[OUTER], points[INNER]
     below = outer.mean(0) - (eyes[0].mean(0) + eyes[1].mean(0)) / 2
-    # The mouth's axis is the line of the eyes: an open mouth is higher than wide, and has no axis of its own.
+    # Use the line through the eyes as the mouth's axis: an open mouth can be taller than wide,
+    # so its own shape does not give a reliable axis.
     upper, lower = _halves(outer, across, below)
     inner_upper, inner_lower = _halves(inner, across, below)
     return [
@@ -106,24 +107,24 @@ def polygons(points: np.ndarray) -> list[tuple[int, np.ndarray]]:
 
 
 def draw_maps(points: np.ndarray, size: int) -> np.ndarray:
-    """Soft maps of the parts, supersampled.
+    """Draw soft label maps of the parts by supersampling.
 
     Parameters
     ----------
     points : (194, 2) float64
-        Pixels of the square to draw in, pixel centres at whole numbers.
+        Pixel coordinates in the output; pixel centres are integers.
     size : int
-        Side of the square.
+        Side of the output, pixels.
 
     Returns
     -------
     (size, size, 9) uint8
-        Their sum is 255 everywhere.
+        Class shares that sum to 255 at every pixel.
     """
     ids = Image.new("L", (size * FINE, size * FINE))
     draw = ImageDraw.Draw(ids)
     for part, outline in polygons(points):
-        # Rounded here, as Pillow cuts fractions off, which would move everything by half a sample.
+        # Round here: Pillow truncates fractions, which would shift all outlines by half a sample.
         draw.polygon(np.rint((outline + 0.5) * FINE - 0.5).ravel().tolist(), fill=part)
     samples = np.asarray(ids).reshape(size, FINE, size, FINE)
     shares = [(samples == part).mean((1, 3)) for part in range(len(PARTS))]
@@ -135,7 +136,7 @@ def _left_to_right(points: np.ndarray, twins: tuple[slice, slice]) -> list[np.nd
 
 
 def _halves(contour: np.ndarray, across: np.ndarray, below: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upper and lower half of a closed contour, both from its first corner along `across` to its last."""
+    """Split a closed contour into upper and lower half, each from its first to its last corner along `across`."""
     along = contour @ across
     contour = np.roll(contour, -int(along.argmin()), axis=0)
     end = int((contour @ across).argmax())

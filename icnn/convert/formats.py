@@ -1,9 +1,9 @@
-"""Other data sets of labelled faces, as they are downloaded: what is in them, and how a face of each is read.
+"""Readers of other labelled face data sets, as downloaded: Helen (194 points), LaPa and CelebAMask-HQ.
 
-A reader lists the faces of a folder as `Source`; reading one gives a square
-photograph and soft maps as `icnn.data.folder.write_face` takes them. Left is left as
-seen in the image, whatever the source calls left. Labels belong to the pixels
-as they are stored, whatever an EXIF orientation says.
+A reader lists the faces of a folder as `Source`. Reading a source gives a square
+photograph and soft maps in the form that `icnn.data.folder.write_face` expects.
+"Left" means the left side of the image, even if the source uses the other convention.
+Labels refer to the pixels as stored; an EXIF orientation is ignored.
 """
 
 import filecmp
@@ -23,28 +23,28 @@ from icnn.data.images import decode, mistake, quiet, there, to_rgb
 from icnn.data.resample import warp
 from icnn.errors import InputError
 
-#: LaPa's label ids -> ours: background, skin, eyebrows, eyes, nose, upper lip, inner mouth, lower lip, hair.
+#: LaPa's label ids -> our class ids: background, skin, eyebrows, eyes, nose, upper lip, inner mouth, lower lip, hair.
 LAPA = np.array([0, 0, 1, 3, 2, 4, 5, 6, 7, 8, 0], np.uint8)
 LAPA_SPLITS = {"train": "exemplars", "val": "tuning", "test": "testing"}
 
-#: CelebAMask-HQ's masks -> our ids, in the order in which that data set lays one over another.
+#: CelebAMask-HQ's masks -> our class ids, in the order in which the data set overlays the masks.
 CELEBAMASK = {"l_brow": 1, "r_brow": 3, "l_eye": 2, "r_eye": 4, "nose": 5, "mouth": 7, "u_lip": 6, "l_lip": 8}
 CELEBAMASK_SIDE = 512
 
 
 @dataclass(frozen=True)
 class Source:
-    """A face of another data set, not yet read.
+    """A face of another data set that has not been read yet.
 
     Attributes
     ----------
     name : str
-        Unique in its data set.
+        Unique within its data set.
     split : {"exemplars", "tuning", "testing"}
     read : callable
-        read(size, face) gives the photograph (size, size, 3) and the soft maps
-        (size, size, 9), both uint8; the face is `face` pixels long in it.
-        Raises InputError if it cannot be used.
+        ``read(size, face)`` returns the photograph (size, size, 3) and the soft maps
+        (size, size, 9), both uint8. The longer side of the face is `face` pixels.
+        Raises InputError if the face cannot be used.
     """
 
     name: str
@@ -56,10 +56,17 @@ class Source:
 
 
 def helen194(root: Path) -> list[Source]:
-    """Helen with its own annotations: annotation/1.txt and so on, the photographs NAME.jpg anywhere below `root`.
+    """List the faces of Helen with its original annotations.
 
-    trainnames.txt are exemplars; of testnames.txt, sorted, the first 230 in 330 are tuning, the others testing: the
-    numbers of Smith et al., whose own lists differ. Without both, 80/10/10, all faces of one photograph in one.
+    Annotations are annotation/1.txt and so on; the photographs NAME.jpg may lie anywhere below `root`.
+    Names in trainnames.txt are exemplars. Of the sorted names in testnames.txt, the first 230/330 are tuning and the
+    others testing. These are the counts of Smith et al., whose own lists differ. Without either file the split is
+    80/10/10, and all faces of one photograph are in the same split.
+
+    Raises
+    ------
+    InputError
+        If the folder does not have this layout.
     """
     _need(root / "annotation", "annotation/1.txt, ..., and the photographs NAME.jpg anywhere below")
     files = sorted(_files(root / "annotation", ".txt"), key=lambda path: (len(path.stem), path.stem))
@@ -80,7 +87,7 @@ def _photograph_name(path: Path) -> str:
     try:
         return read_lines(path)[0] or path.stem
     except InputError:
-        return path.stem  # which is said when the face is read
+        return path.stem  # the error is reported when the face is read
 
 
 def _helen_splits(root: Path, names: list[str]) -> Callable[[str], str]:
@@ -121,7 +128,13 @@ def _read_helen(path: Path, name: str, photographs: list[Path], size: int, face:
 
 
 def lapa(root: Path) -> list[Source]:
-    """LaPa: train, val and test with images/NAME.jpg and labels/NAME.png each."""
+    """List the faces of LaPa: train, val and test, each with images/NAME.jpg and labels/NAME.png.
+
+    Raises
+    ------
+    InputError
+        If the folder does not have this layout.
+    """
     layout = "train, val and test with images/NAME.jpg and labels/NAME.png in each"
     folders = [folder for folder in LAPA_SPLITS if there(root / folder, Path.is_dir)]
     if not folders:
@@ -156,9 +169,14 @@ def _read_lapa(image_path: Path, label_path: Path, size: int, face: int) -> Conv
 
 
 def celebamask(root: Path) -> list[Source]:
-    """CelebAMask-HQ: CelebA-HQ-img/N.jpg, and masks in CelebAMask-HQ-mask-anno.
+    """List the faces of CelebAMask-HQ: CelebA-HQ-img/N.jpg, with masks in CelebAMask-HQ-mask-anno.
 
-    Splits are CelebA's own where CelebA-HQ-to-CelebA-mapping.txt is there, else 80/10/10 by the last digit of N.
+    If CelebA-HQ-to-CelebA-mapping.txt exists, the splits are CelebA's own; otherwise 80/10/10 by the last digit of N.
+
+    Raises
+    ------
+    InputError
+        If the folder does not have this layout, or the mapping lacks a photograph.
     """
     masks, layout = root / "CelebAMask-HQ-mask-anno", "CelebA-HQ-img/N.jpg and CelebAMask-HQ-mask-anno/K/NNNNN_PART.png"
     _need(root / "CelebA-HQ-img", layout)
@@ -177,12 +195,12 @@ def celebamask(root: Path) -> list[Source]:
 
 
 def _read_mapping(path: Path) -> dict[int, int]:
-    """Number in CelebA-HQ -> number in CelebA."""
+    """Read the mapping from image numbers in CelebA-HQ to numbers in CelebA."""
     originals = {}
     for count, line in enumerate(read_lines(path), 1):
         fields = line.split()
         if not fields or (count == 1 and not fields[0].isdecimal()):
-            continue  # the heading
+            continue  # an empty line, or the header
         if len(fields) < 2 or not (fields[0].isdecimal() and fields[1].isdecimal()):
             raise mistake(f"{path} line {count}", '"idx orig_idx orig_file"', repr(line), "download it again")
         originals[int(fields[0])] = int(fields[1])
@@ -203,7 +221,7 @@ def _read_celebamask(image_path: Path, masks: Path, number: int, size: int, face
     stem = masks / str(number // 2000) / f"{number:05d}"
     for part, label in CELEBAMASK.items():
         path = Path(f"{stem}_{part}.png")
-        if there(path, Path.exists):  # an absent file: the part does not occur
+        if there(path, Path.exists):  # no file: the part is not visible
             with quiet():
                 mask = decode(path)[0]
             _check_size(path, mask, CELEBAMASK_SIDE, CELEBAMASK_SIDE)
@@ -216,7 +234,7 @@ def _read_celebamask(image_path: Path, masks: Path, number: int, size: int, face
 # ---------------------------------------------------------------- files
 
 
-#: The transposition that brings each EXIF orientation back after `decode` has undone it.
+#: EXIF orientation -> the transposition that restores the stored pixel order after `decode` has applied it.
 _TURNED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -229,7 +247,7 @@ _TURNED = {
 
 
 def _stored_rgb(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 : a photograph as it is stored: those who labelled it saw it so."""
+    """Return a photograph (H, W, 3) uint8 in its stored orientation, in which it was labelled."""
     with quiet():
         image, turned = decode(path)
         if turned:
@@ -238,7 +256,7 @@ def _stored_rgb(path: Path) -> np.ndarray:
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
-    """Files of a folder, sorted, but for hidden ones, which archives made on other systems bring along."""
+    """Return a folder's files with this suffix, sorted; skip hidden files, which some archives contain."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() == suffix and not path.name.startswith("."))
 
 
@@ -254,12 +272,12 @@ def _check_size(path: Path, image: Image.Image, width: int, height: int) -> None
 
 
 def _by_number(number: int) -> str:
-    """80 % exemplars, 10 % tuning, 10 % testing."""
+    """Return the split by last digit: 80 % exemplars, 10 % tuning, 10 % testing."""
     return {8: "tuning", 9: "testing"}.get(number % 10, "exemplars")
 
 
 def _unique(faces: Iterable[tuple[str, str]]) -> list[str]:
-    """Names of (folder, name): those that occur twice, if only in upper and lower case, get their folder in front."""
+    """Return a unique name per (folder, name); names equal up to case are prefixed with their folder."""
     faces = list(faces)
     count = Counter(name.casefold() for _, name in faces)
     taken = {name for name, times in count.items() if times == 1}
@@ -274,5 +292,5 @@ def _unique(faces: Iterable[tuple[str, str]]) -> list[str]:
     return names
 
 
-#: Name of a data set -> the function that lists its faces.
+#: Name of a data set -> function that lists its faces.
 FORMATS: dict[str, Callable[[Path], list[Source]]] = {"helen194": helen194, "lapa": lapa, "celebamask": celebamask}

@@ -1,1 +1,1 @@
-"""Photographs and labels: read, resampled, augmented, written, drawn."""
+"""Read, resample, augment, write and draw photographs and label maps."""

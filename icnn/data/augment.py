@@ -1,4 +1,4 @@
-"""Geometric augmentation: random rotation, scale, shift, stretch and shear of a network's input (Sec. 4.2)."""
+"""Geometric augmentation: random rotation, scale, shift, stretch, shear and mirroring of network inputs (Sec. 4.2)."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,22 @@ from icnn.config import Augment
 
 @dataclass(frozen=True)
 class Draw:
-    """One random transform about the centre of a network's input.
+    """Parameters of one geometric transform about the centre of a network's input.
 
     Attributes
     ----------
     rotation : float
-        Degrees; positive turns the image's x axis towards its y axis (clockwise as seen).
+        Degrees; positive turns the image's x axis towards its y axis (clockwise on screen).
     scale : float
-        Above 1 the content grows.
+        Scale factor; above 1 enlarges the content.
     shift : (float, float)
-        Network pixels by which the content moves, x and y.
+        Displacement of the content in network pixels, x and y.
     stretch : float
-        Above 1 the content grows in height and shrinks in width.
+        Aspect change; above 1 makes the content taller and narrower.
     shear : float
-        Pixels by which the content moves along a row for each row downwards.
+        Horizontal displacement of the content in pixels per row downwards.
     mirrored : bool
-        Whether the content is mirrored first.
+        Whether the content is mirrored left to right before the other transforms.
     """
 
     rotation: float = 0.0
@@ -36,7 +36,10 @@ class Draw:
 
     @classmethod
     def random(cls, rng: np.random.Generator, settings: Augment) -> "Draw":
-        """Draw uniformly within `settings` (Sec. 4.2: ±15°, 0.9 to 1.1, ±10 pixels each way)."""
+        """Draw each parameter uniformly from the ranges in `settings`.
+
+        The ranges of Sec. 4.2 are ±15° rotation, scale 0.9 to 1.1 and ±10 pixels shift per axis.
+        """
         angle, x, y = rng.uniform(-1, 1, 3)
         scale = rng.uniform(*settings.scale)
         stretch, shear = rng.uniform(-1, 1, 2)
@@ -50,12 +53,12 @@ class Draw:
         )
 
     def matrix(self, size: int) -> np.ndarray:
-        """The map from the transformed square of side `size` to the plain one, (2, 3)."""
+        """Return the matrix, (2, 3), from the transformed square of side `size` to the original one."""
         middle = (size - 1) / 2
         angle = np.deg2rad(self.rotation)
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / self.scale
         root = np.sqrt(self.stretch)
-        # the inverse of: mirror, stretch, shear, turn
+        # inverse of: mirror, stretch, shear, rotate
         turn = np.array([[-root if self.mirrored else root, 0], [0, 1 / root]]) @ [[1, -self.shear], [0, 1]] @ turn
         offset = middle - turn @ (middle + np.array(self.shift))
         return np.column_stack([turn, offset])

@@ -1,6 +1,6 @@
-"""Where a labelled face lies in a photograph of any size, and its square cut out as Helen's are.
+"""Locate a labelled face in a photograph of any size and crop it to a square like those of Helen.
 
-The box of a face reaches from the eyebrows to the chin and from ear to ear.
+The box of a face extends from the eyebrows to the chin and from ear to ear.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from icnn.data.resample import maps_of, warp
 #: A square photograph (size, size, 3) and its soft maps (size, size, 9), both uint8.
 Converted = tuple[np.ndarray, np.ndarray]
 
-#: Where the parts lie in a face whose box is 140 pixels along its longer side: mean x and y relative to the box's
-#: middle, standard deviation of x and y; ids 1 to 8. Measured on exemplars and tuning of the project's Helen
-#: photographs: 1,000 faces, each in the middle of its image with a box of exactly that size. Medians, both sides made
-#: alike, and all scaled by 0.984, so that `find_face` says 140 of these faces in the median. It is within 4 % for half
-#: of them (standard deviation 6.6 %), and within 7 pixels in x (faces look aside) and 3 in y of the box's middle.
-#: The simpler rule, 1.33 times top of the eyebrows to bottom of the lower lip, has 5 % (8.2 %), 8 and 3 pixels, and
-#: says nothing of faces without the one or the other.
+#: Typical part positions in a face whose box is 140 pixels along its longer side, one row per id 1..8: mean x and y
+#: relative to the box's centre, standard deviation of x and y. Measured on exemplars and tuning of the project's Helen
+#: photographs: 1,000 faces, each centred in its image with a box of exactly that size. The values are medians, made
+#: symmetric and scaled by 0.984 so that the median length from `find_face` on these faces is 140. The length is within
+#: 4 % for half of them (standard deviation 6.6 %), the centre within 7 pixels in x (faces look aside) and 3 in y.
+#: A simpler rule, 1.33 times the distance from the top of the eyebrows to the bottom of the lower lip, reaches 5 %
+#: (8.2 %), 8 and 3 pixels, and gives no estimate for faces that lack one of those parts.
 TYPICAL = np.array(
     [
         (-33.9, -58.5, 10.6, 2.9),
@@ -35,19 +35,19 @@ TYPICAL = np.array(
     ]
 )
 TYPICAL_LENGTH = 140
-SHORTEST = 16  # photograph pixels; a smaller face is a stray spot
+SHORTEST = 16  # photograph pixels; anything smaller is a stray spot, not a face
 
 
 @dataclass(frozen=True)
 class Box:
-    """The square around a face, eyebrows to chin and ear to ear.
+    """Square around a face, from the eyebrows to the chin and from ear to ear.
 
     Attributes
     ----------
     x, y : float
-        Its middle in photograph pixels, pixel centres at whole numbers.
+        Centre in photograph pixels; pixel centres are at integers.
     length : float
-        Its side.
+        Side in photograph pixels.
     """
 
     x: float
@@ -55,29 +55,29 @@ class Box:
     length: float
 
     def matrix(self, size: int, face: int) -> np.ndarray:
-        """The map from an image of side `size` with `face` pixels of face to the photograph, (2, 3)."""
+        """Return the matrix, (2, 3), from a crop of side `size`, with the box `face` pixels long, to the photograph."""
         step, middle = self.length / face, (size - 1) / 2
         return np.array([[step, 0, self.x - step * middle], [0, step, self.y - step * middle]])
 
     def to_image(self, points: np.ndarray, size: int, face: int) -> np.ndarray:
-        """Photograph coordinates (n, 2) in that image."""
+        """Convert photograph coordinates (n, 2), x first, to the crop that `matrix(size, face)` describes."""
         return (points - (self.x, self.y)) * (face / self.length) + (size - 1) / 2
 
 
 def check_length(box: Box, file: str | Path) -> None:
-    """Raise InputError if a box is too small to be a face's."""
+    """Raise InputError if a box is shorter than `SHORTEST` pixels, too small for a face."""
     if box.length < SHORTEST:
         hint = "check its labels, or remove the face"
         raise mistake(file, f"a face at least {SHORTEST} pixels long", f"one of {box.length:.1f}", hint)
 
 
 def whole_shares(shares: np.ndarray) -> np.ndarray:
-    """Round soft maps so that their sum stays 255: the running sum over the parts is what is rounded.
+    """Round soft maps so that they still sum to 255 at each pixel, by rounding their cumulative sum over the parts.
 
     Parameters
     ----------
     shares : (H, W, 9) float
-        At each pixel they sum to 255 or, where there is no photograph, to less: that is background.
+        They sum to 255 at each pixel, or to less outside the photograph; the rest counts as background.
 
     Returns
     -------
@@ -91,10 +91,10 @@ def whole_shares(shares: np.ndarray) -> np.ndarray:
 
 
 def as_seen(ids: np.ndarray) -> np.ndarray:
-    """Label ids with left and right as seen in the image.
+    """Relabel eyebrows and eyes so that left and right are as seen in the image.
 
-    A pair of eyebrows or eyes whose left one lies right of the other is swapped; a part without its twin goes with
-    the other pair or, without that, lies left or right of nose and mouth.
+    A pair is swapped if its left part lies right of its right part. A part without its counterpart follows the other
+    pair; without such a pair, its position relative to nose and mouth decides.
 
     Parameters
     ----------
@@ -120,21 +120,26 @@ def as_seen(ids: np.ndarray) -> np.ndarray:
 
 
 def find_face(ids: np.ndarray, file: str | Path) -> Box:
-    """Estimate the box of a face, eyebrows to chin and ear to ear, from the parts that are labelled.
+    """Estimate the box of a face, from the eyebrows to the chin and from ear to ear, from its labelled parts.
 
-    `TYPICAL` is laid over the parts by least squares, shifted, turned and scaled; each part counts with four points,
-    two standard deviations from its mean: stray pixels, which hand-made labels have, would move its extremes.
+    `TYPICAL` is fitted to the parts by least squares with a similarity transform (shift, rotation, scale). Each part
+    contributes four points, two standard deviations from its mean, rather than its extremes: those would be moved by
+    the stray pixels of hand-made labels.
 
     Parameters
     ----------
     ids : (H, W) uint8
     file : path-like
-        Where they come from.
+        Source of the labels, for error messages.
+
+    Returns
+    -------
+    Box
 
     Raises
     ------
     InputError
-        If fewer than two parts occur, or they are too small to be a face.
+        If fewer than two parts are labelled, or they are too small for a face.
     """
     places = _places(ids)[1:]
     seen = ~np.isnan(places[:, 0])
@@ -142,7 +147,7 @@ def find_face(ids: np.ndarray, file: str | Path) -> Box:
         parts = ", ".join(PARTS[part + 1] for part in np.flatnonzero(seen)) or "none"
         raise mistake(file, "at least 2 parts of a face", parts, "check its labels, or remove the face")
     points, typical = _four_points(places[seen]), _four_points(TYPICAL[seen])
-    # Complex numbers turn and scale by multiplication.
+    # With points as complex numbers, multiplication rotates and scales.
     offsets = typical - typical.mean()
     turn = np.vdot(offsets, points) / np.vdot(offsets, offsets)
     middle = points.mean() - turn * typical.mean()
@@ -152,25 +157,28 @@ def find_face(ids: np.ndarray, file: str | Path) -> Box:
 
 
 def _four_points(places: np.ndarray) -> np.ndarray:
-    """(4 n,) complex128 of (n, 4) means and standard deviations: left, right, upper and lower end of each."""
+    """Compute the left, right, upper and lower end of each part, (4 n,) complex128, from its moments (n, 4)."""
     x, y, across, down = places.T
     return (x + 1j * y + 2 * np.stack([-across, across, -1j * down, 1j * down])).ravel()
 
 
 def _places(ids: np.ndarray) -> np.ndarray:
-    """(9, 4) float64 : mean and standard deviation, x y x y, of the pixels of each id but 0; NaN where it is absent."""
+    """Compute mean x, y and standard deviation x, y of each id's pixels, (9, 4) float64; NaN for 0 and absent ids."""
     places = np.full((len(PARTS), 4), np.nan)
     at = np.nonzero(ids)
     pixels = np.stack([at[1], at[0]], axis=1)
     parts = ids[at]
     for part in np.unique(parts):
         own = pixels[parts == part]
-        places[part] = *own.mean(0), *np.sqrt(own.var(0) + 1 / 12)  # a pixel has an extent
+        places[part] = *own.mean(0), *np.sqrt(own.var(0) + 1 / 12)  # 1/12: variance within a pixel
     return places
 
 
 def cut_out(image: np.ndarray, ids: np.ndarray, size: int, face: int, file: str | Path) -> Converted:
-    """Photograph and label image of one size to the square around their face, in one resampling."""
+    """Crop a photograph (H, W, 3) and its ids (H, W), both uint8, to the square around the face, in one resampling.
+
+    The square has side `size`, with the face `face` pixels long; `file` is the source named in error messages.
+    """
     ids = as_seen(ids)
     box = find_face(ids, file)
     values, _ = warp(np.concatenate([image, maps_of(ids)], axis=2), box.matrix(size, face), size)

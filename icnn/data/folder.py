@@ -1,10 +1,10 @@
-"""Folders of labelled faces in the layout of Smith et al. (CVPR 2013).
+"""Datasets of labelled faces in the folder layout of Smith et al. (CVPR 2013).
 
     images/NAME.jpg (or .jpeg, .png)    labels/NAME/NAME_lblKK.png, KK = 00..10: 8-bit soft maps
-    exemplars.txt  tuning.txt  testing.txt: one "INDEX , NAME" a line
+    exemplars.txt  tuning.txt  testing.txt: one "INDEX , NAME" per line
 
-`SmithFolder` reads both the genuine SmithCVPR2013_dataset_resized and folders
-made by `write_face` and `write_split`.
+`SmithFolder` reads both the original SmithCVPR2013_dataset_resized and folders
+written by `write_face` and `write_split`.
 """
 
 import os
@@ -29,19 +29,19 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class DatasetWarning(UserWarning):
-    """A folder that can be read, but is probably not what its maker meant."""
+    """Warning about a dataset that can be read but probably contains a mistake."""
 
 
-@dataclass(frozen=True, eq=False)  # eq would compare arrays, whose truth value is ambiguous
+@dataclass(frozen=True, eq=False)  # a generated eq would compare arrays, whose truth value is ambiguous
 class Face:
-    """A photograph and the soft maps of its parts.
+    """Photograph and the soft maps of its parts.
 
     Parameters
     ----------
     name : str
     pixels : (H, W, 12) uint8, C-contiguous
-        RGB, then the soft maps of ids 0..8, which sum to about 255. One array,
-        so that one warp moves the photograph and its labels alike.
+        RGB, then the soft maps of ids 0..8, which sum to about 255. They share
+        one array so that one warp transforms photograph and labels alike.
     """
 
     name: str
@@ -49,37 +49,37 @@ class Face:
 
     @property
     def image(self) -> np.ndarray:
-        """(H, W, 3) uint8 : the photograph, RGB, a view."""
+        """Photograph as RGB, (H, W, 3) uint8; a view of `pixels`."""
         return self.pixels[..., :3]
 
     @property
     def maps(self) -> np.ndarray:
-        """(H, W, 9) uint8 : the soft maps of ids 0..8, a view."""
+        """Soft maps of ids 0..8, (H, W, 9) uint8; a view of `pixels`."""
         return self.pixels[..., 3:]
 
     @property
     def nbytes(self) -> int:
-        """int : bytes of memory that the pixels take."""
+        """Size of `pixels` in bytes."""
         return self.pixels.nbytes
 
     def labels(self) -> np.ndarray:
-        """(H, W) uint8 : the id with the largest soft map, ties to the lower id."""
+        """Return the id with the largest soft map at each pixel, (H, W) uint8; ties go to the lower id."""
         return self.maps.argmax(axis=-1).astype(np.uint8)
 
 
 class SmithFolder:
-    """A folder in the layout of Smith et al.
+    """Dataset in the folder layout of Smith et al.
 
     Parameters
     ----------
     root : path-like
-        The folder that holds images/, labels/ and the split lists.
+        The folder that contains images/, labels/ and the split lists.
 
     Raises
     ------
     InputError
-        If `root`, images/ or labels/ is not a directory. A split list is
-        looked for when it is asked for.
+        If `root`, images/ or labels/ is not a directory. Split lists are not
+        read until a method needs them.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
@@ -91,17 +91,21 @@ class SmithFolder:
                 raise mistake(folder, "a directory", got, hint)
 
     def names(self, split: str) -> list[str]:
-        """List the faces of a split, in the order of its list.
+        """Return the names of the faces of a split, in the order of its list.
 
         Parameters
         ----------
         split : {"exemplars", "tuning", "testing"}
 
+        Returns
+        -------
+        list of str
+
         Raises
         ------
         InputError
-            If the list is missing or empty, a line of it is malformed or
-            repeats a name, or an image or label folder is absent.
+            If the list is missing or empty, one of its lines is malformed or
+            repeats a name, or an image or label folder is missing.
         """
         entries = self._entries(split)
         for name, line in entries.items():
@@ -115,11 +119,20 @@ class SmithFolder:
     def load(self, name: str) -> Face:
         """Read one face.
 
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        Face
+
         Raises
         ------
         InputError
-            If the image or a label map of 00 or 02..09 is missing, cannot be
-            decoded, or a map is not single-channel and of the image's size.
+            If the image or one of the label maps 00 and 02..09 is missing or
+            cannot be decoded, or a map is not single-channel or differs from
+            the image in size.
         """
         with quiet():
             return self._load(name)
@@ -130,32 +143,36 @@ class SmithFolder:
         limit_bytes: int | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> list[Face]:
-        """Decode every face of a split, once.
+        """Decode all faces of a split into memory.
 
         Parameters
         ----------
         split : {"exemplars", "tuning", "testing"}
         limit_bytes : int, optional
-            Refuse a split whose decoded pixels take more bytes than this.
+            Largest total size of the decoded pixels, in bytes.
         progress : callable, optional
-            Called as progress(done, total) after each face, in this thread.
+            Called as progress(done, total) after each face, in the calling thread.
+
+        Returns
+        -------
+        list of Face
 
         Raises
         ------
         InputError
-            As in `names` and `load`, or beyond `limit_bytes`.
+            As in `names` and `load`, or if `limit_bytes` is exceeded.
 
         Warns
         -----
         DatasetWarning
-            If a name is in another split too, a part is absent from every
-            face, or a left part lies right of its twin on average.
+            If a name also occurs in another split, a part is absent from every
+            face, or a left part lies right of its counterpart on average.
         """
         names = self.names(split)
         faces, centres, held = [], [], 0
         pool = ThreadPoolExecutor(min(4, cores()))
         try:
-            with quiet():  # here rather than in each worker: the filters belong to the whole process
+            with quiet():  # here, not in each worker: warning filters are global to the process
                 for face, centre in pool.map(self._load_and_locate, names):
                     faces.append(face)
                     centres.append(centre)
@@ -167,7 +184,7 @@ class SmithFolder:
                     if progress is not None:
                         progress(len(faces), len(names))
         finally:
-            pool.shutdown(cancel_futures=True)  # an error or Ctrl-C need not wait for the rest
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, do not wait for the remaining faces
         for message in (*self._shared(split), *self._suspicions(split, np.array(centres))):
             warnings.warn(message, DatasetWarning, stacklevel=2)
         return faces
@@ -180,7 +197,7 @@ class SmithFolder:
         return next((path for path in paths if there(path, Path.is_file)), None)
 
     def _entries(self, split: str) -> dict[str, int]:
-        """Name -> line number, without a look at the images."""
+        """Parse a split list to name -> line number, without checking the images."""
         if split not in SPLITS:
             raise mistake(str(self.root), f"a split of {', '.join(SPLITS)}", repr(split), "choose one of them")
         path = Path(self._list(split))
@@ -222,7 +239,7 @@ class SmithFolder:
         def file(kk: str) -> Path:
             return labels / f"{name}_lbl{kk}.png"
 
-        # The first file of an id is required; skin (01) and hair (10), added to the background, are not.
+        # The first file of each id is required; skin (01) and hair (10), added to the background, are optional.
         for kk in sorted(files[0] for files in SMITH_FILES):
             if not there(file(kk), Path.is_file):
                 hint = "add it; a part that is absent needs a map of zeros"
@@ -233,14 +250,14 @@ class SmithFolder:
             total = _read_map(file(first), image, path, turned)
             for kk in others:
                 if there(file(kk), Path.is_file):
-                    # widened, as soft maps that were resized may sum to more than 255
+                    # uint16, because resized soft maps may sum to more than 255
                     both = total.astype(np.uint16) + _read_map(file(kk), image, path, turned)
                     total = np.minimum(both, 255).astype(np.uint8)
             pixels[..., 3 + part] = total
         return Face(name, pixels)
 
     def _load_and_locate(self, name: str) -> tuple[Face, np.ndarray]:
-        """A face and the mean x of each part, in image widths: (9,) float64, NaN where absent."""
+        """Read a face and the mean x of each part in image widths, (9,) float64, NaN if absent."""
         face = self._load(name)
         labels = face.labels()
         width = labels.shape[1]
@@ -250,10 +267,10 @@ class SmithFolder:
         return face, np.where(counts > 0, columns @ x / np.maximum(counts, 1), np.nan)
 
     def _shared(self, split: str) -> Iterator[str]:
-        """What the other lists say against this one."""
+        """Yield a message for each other split that shares names with this one."""
         mine, file = self._entries(split), self._list(split)
         for other in (s for s in SPLITS if s != split):
-            with suppress(InputError):  # a missing or broken list is reported when it is asked for
+            with suppress(InputError):  # a missing or broken list is reported when that split is read
                 theirs = self._entries(other)
                 shared = [name for name in mine if name in theirs]
                 if shared:
@@ -262,7 +279,7 @@ class SmithFolder:
                     yield f"{file}: expected no face of another split, got {got}; remove them from one"
 
     def _suspicions(self, split: str, centres: np.ndarray) -> Iterator[str]:
-        """What (n, 9) mean x of the parts says against the labels."""
+        """Yield a message for each absent part and each swapped pair, from the parts' mean x, (n, 9)."""
         file, among = self._list(split), f"{len(centres)} faces"
         for part in np.flatnonzero(np.isnan(centres).all(axis=0)):
             files = f"*_lbl{SMITH_FILES[part][0]}.png"
@@ -283,19 +300,19 @@ def write_face(root: str | os.PathLike[str], name: str, image: np.ndarray, maps:
     Parameters
     ----------
     root : path-like
-        Made when absent.
+        Created if it does not exist.
     name : str
     image : (H, W, 3) uint8
-        RGB; a JPEG of quality 95, so what is read back differs a little.
+        RGB. Saved as a JPEG of quality 95, so reading it back gives slightly different pixels.
     maps : (H, W, 9) uint8
-        Soft maps of ids 0..8. The background goes to 00; 01 and 10 are zero.
+        Soft maps of ids 0..8. The background is written to 00; 01 and 10 are zero.
 
     Raises
     ------
     InputError
-        If `name` would leave the folder or a file cannot be written.
+        If `name` would escape the folder or a file cannot be written.
     ValueError
-        If a shape or dtype is another.
+        If the shapes or dtypes are wrong.
     """
     shapes = (*image.shape[:2], 3), (*image.shape[:2], len(PARTS))
     if (image.shape, maps.shape) != shapes or {image.dtype, maps.dtype} != {np.dtype(np.uint8)}:
@@ -317,12 +334,20 @@ def write_face(root: str | os.PathLike[str], name: str, image: np.ndarray, maps:
 
 
 def write_split(root: str | os.PathLike[str], split: str, names: Iterable[str]) -> None:
-    """Write the list of a split, "INDEX , NAME" a line, indices from 1.
+    """Write the list of a split, one "INDEX , NAME" per line, with indices from 1.
+
+    Parameters
+    ----------
+    root : path-like
+        Created if it does not exist.
+    split : str
+        Name of the list, without ".txt".
+    names : iterable of str
 
     Raises
     ------
     InputError
-        If a name would leave the folder or the list cannot be written.
+        If a name would escape the folder or the list cannot be written.
     """
     path = Path(root) / f"{split}.txt"
     lines = []
@@ -336,12 +361,14 @@ def write_split(root: str | os.PathLike[str], split: str, names: Iterable[str]) 
 
 
 def find_helen() -> Path | None:
-    """Find the real photographs: $ICNN_HELEN, else shared/data/helen beside the repository, else None.
+    """Return the folder of the Helen photographs.
+
+    It is $ICNN_HELEN if set, else shared/data/helen next to the repository if that exists, else None.
 
     Raises
     ------
     InputError
-        If $ICNN_HELEN is set and not a directory.
+        If $ICNN_HELEN is set but is not a directory.
     """
     given = os.environ.get("ICNN_HELEN")
     if given:
@@ -354,7 +381,7 @@ def find_helen() -> Path | None:
 
 
 def _check_name(name: str, where: str) -> None:
-    # Windows' rules on every system: both slashes and drive letters, so that a folder can be moved.
+    # Apply Windows' rules (both slashes, drive letters) on every system, so that a dataset can be moved between them.
     inside = PureWindowsPath(name).name == name.strip() == name and name not in ("", ".", "..")
     if not (inside and name.isprintable()):
         hint = "use letters, digits, '-' and '_'"
@@ -370,7 +397,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _read_map(path: Path, image: np.ndarray, image_path: Path, turned: bool) -> np.ndarray:
-    """(H, W) uint8 soft map, of the size of its image (H, W, 3)."""
+    """Read a soft map, (H, W) uint8, and check that it has the size of its image (H, W, 3)."""
     soft = decode(path)[0]
     height, width = image.shape[:2]
     if soft.size != (width, height):

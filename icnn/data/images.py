@@ -1,7 +1,7 @@
-"""Photographs of any kind, upright and in RGB, and errors that name the file.
+"""Image decoding to upright RGB, with error messages that name the file.
 
-`read_image` is for whoever wants pixels; `icnn.data.folder` decodes its label maps
-with the same tools.
+`read_image` is the public entry point; `icnn.data.folder` decodes label maps
+with the same helpers.
 """
 
 import io
@@ -17,8 +17,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from icnn.errors import InputError
 
-# The transposition that undoes each EXIF orientation. ImageOps.exif_transpose also rewrites the EXIF
-# block, which fails on blocks that are damaged elsewhere; only the pixels matter here.
+# EXIF orientation -> the transposition that undoes it. ImageOps.exif_transpose is not used: it also rewrites the
+# EXIF block, which fails if the block is damaged elsewhere. Only the pixels matter here.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,10 +31,14 @@ _UPRIGHT = {
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a photograph as it is meant to be seen.
+    """Read an image file as upright 8-bit RGB.
 
-    The EXIF orientation is applied, transparency is laid on white, 16-bit
-    greyscale is scaled to 8 bits; of an animation, the first frame counts.
+    The EXIF orientation is applied, transparency is composited on white and
+    16-bit greyscale is scaled to 8 bits. An animation yields its first frame.
+
+    Parameters
+    ----------
+    path : path-like
 
     Returns
     -------
@@ -51,20 +55,21 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         return to_rgb(decode(Path(path))[0], Path(path))
 
 
-#: What `photograph_of` reads: pictures that cameras and browsers make, none of which Pillow hands to another program.
+#: Formats that `photograph_of` accepts: those of cameras and browsers that Pillow decodes without an external program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 def photograph_of(data: bytes, name: str, most_pixels: int) -> np.ndarray:
-    """Read a photograph from a file's bytes, as `read_image` does; the size is looked at before it is decoded.
+    """Decode an image file's bytes as `read_image` does, checking its size before decoding.
 
     Parameters
     ----------
     data : bytes
         A file in one of `FORMATS`.
     name : str
-        For errors.
+        Name to use in error messages.
     most_pixels : int
+        Largest width times height that is accepted.
 
     Returns
     -------
@@ -73,18 +78,19 @@ def photograph_of(data: bytes, name: str, most_pixels: int) -> np.ndarray:
     Raises
     ------
     InputError
-        If the bytes are no such image, are damaged, or have more pixels.
+        If the bytes are empty, damaged or in another format, or the image has
+        more than `most_pixels` pixels.
     """
     if not data:
         raise mistake(name, _EXPECTED, "an empty file", "copy or download it again")
-    Image.init()  # all of Pillow's formats: which of ours it was built with
+    Image.init()  # register all formats, to see which of FORMATS this Pillow build supports
     formats = tuple(name for name in FORMATS if name in Image.OPEN)
     with quiet():
         return to_rgb(_decoded(io.BytesIO(data), Path(name), formats, most_pixels)[0], Path(name))
 
 
 class _Quiet:
-    """What `quiet` shares between threads: how many are within it, and the way back to the filters before."""
+    """State that `quiet` shares between threads: number of active users, and the stack that restores the filters."""
 
     lock = threading.Lock()
     users = 0
@@ -93,11 +99,11 @@ class _Quiet:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Pillow's warnings, but for the decompression bomb, which becomes an error.
+    """Silence Pillow's warnings, except for the decompression bomb, which becomes an error.
 
-    Warning filters belong to the process: two threads that changed them in
-    turns would restore them in the wrong order. So the first who comes sets
-    them, the last who goes puts them back, and many may decode at a time.
+    Warning filters are global to the process: two threads with overlapping
+    contexts would restore them in the wrong order. So the first thread to
+    enter sets them and the last to leave restores them; many may decode at once.
     """
     with _Quiet.lock:
         if not _Quiet.users:
@@ -115,8 +121,15 @@ def quiet() -> Iterator[None]:
 
 
 def decode(path: Path) -> tuple[Image.Image, bool]:
-    """Decode a file, upright; and whether its EXIF orientation had to be undone. Call within `quiet`."""
-    if not there(path, Path.is_file):  # a pipe would block for ever
+    """Decode a file to an upright image. Call within `quiet`.
+
+    Returns
+    -------
+    image : PIL.Image.Image
+    turned : bool
+        Whether an EXIF orientation had to be undone.
+    """
+    if not there(path, Path.is_file):  # reading a pipe would block forever
         got = "a directory" if there(path, Path.is_dir) else "no such file"
         raise mistake(path, _EXPECTED, got, "check the path and its permissions")
     if path.stat().st_size == 0:
@@ -139,7 +152,7 @@ def _decoded(
             image.load()
             try:
                 turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-            except Exception:  # damaged EXIF: the pixels are whole, so show them as they are stored
+            except Exception:  # damaged EXIF, intact pixels: keep them as stored
                 turn = None
             return (image.copy(), False) if turn is None else (image.transpose(turn), True)
     except InputError:
@@ -151,16 +164,16 @@ def _decoded(
         raise mistake(path, limit, f"a larger one ({error})", "scale it down first") from error
     except PermissionError as error:
         raise mistake(path, "a readable file", str(error), "check its permissions") from error
-    except Exception as error:  # on damaged files Pillow's decoders raise nearly anything
+    except Exception as error:  # Pillow's decoders raise almost any exception on damaged files
         got = f"one that cannot be decoded ({type(error).__name__}: {error})"
         raise mistake(path, _EXPECTED, got, "copy or download it again, or convert it") from error
 
 
 def to_rgb(image: Image.Image, path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 of an image of any mode; transparency on white."""
+    """Convert an image of any mode to RGB, (H, W, 3) uint8, with transparency composited on white."""
     if image.mode[0] in "IF":
         grey = to_grey(image, path)
-        # a 16-bit greyscale PNG may name one value as transparent; None equals no pixel
+        # a 16-bit greyscale PNG may declare one value transparent; without one, None compares unequal to every pixel
         grey[np.asarray(image) == image.info.get("transparency")] = 255
         return np.repeat(grey[..., None], 3, axis=-1)
     try:
@@ -174,7 +187,7 @@ def to_rgb(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def to_grey(image: Image.Image, path: Path) -> np.ndarray:
-    """(H, W) uint8 of a single channel of more than 8 bits; Pillow's own conversion would clip it."""
+    """Scale a single channel of more than 8 bits to (H, W) uint8; Pillow's own conversion would clip it."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         got = f"mode {image.mode} with values {values.min()}..{values.max()}"
@@ -183,13 +196,13 @@ def to_grey(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def mistake(file: str | Path, expected: str, got: str, hint: str) -> InputError:
-    """The error that names a file, what was expected of it, what came, and what to try."""
+    """Build the error "FILE: expected EXPECTED, got GOT; HINT"."""
     return InputError(f"{file}: expected {expected}, got {got}; {hint}")
 
 
 def there(path: Path, test: Callable[[Path], bool]) -> bool:
-    """`test` (such as `Path.is_dir`) of a path; False where the system will not even look at it."""
+    """Return `test(path)` (`test` is for example `Path.is_dir`), or False if the system cannot examine the path."""
     try:
         return test(path)
-    except (OSError, ValueError):  # no permission on a parent folder, a name too long, a NUL in it
+    except (OSError, ValueError):  # no permission on a parent folder, name too long, or NUL in it
         return False

@@ -1,4 +1,4 @@
-"""Label maps as pictures: in the palette's colours, and over the photograph."""
+"""Draw label maps in the palette's colours, alone or over the photograph."""
 
 import numpy as np
 from PIL import Image
@@ -7,19 +7,19 @@ from icnn.classes import COLOURS
 
 
 def label_picture(labels: np.ndarray) -> np.ndarray:
-    """Paint ids (H, W) in the colours of `icnn.classes`: (H, W, 3) uint8."""
+    """Convert ids (H, W) to the colours of `icnn.classes`, (H, W, 3) uint8 RGB."""
     return COLOURS[labels]
 
 
 def label_image(labels: np.ndarray) -> Image.Image:
-    """Ids (H, W) uint8 as an 8-bit image with the palette's colours: its pixels are still the ids."""
+    """Convert ids (H, W) uint8 to an 8-bit palette image whose pixel values are still the ids."""
     image = Image.fromarray(labels)  # mode L
     image.putpalette(COLOURS.tobytes())
     return image
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, strength: float = 0.5) -> np.ndarray:
-    """Lay the part colours over a photograph, contours a little stronger; background stays as it is.
+    """Blend the part colours over a photograph, slightly stronger on contours; background is unchanged.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, strength: float = 0.5) -> np.
     labels : (H, W) uint8
         Ids of `icnn.classes.PARTS`.
     strength : float in [0, 1]
-        Share of the colour; on a contour half of what is left comes on top.
+        Weight of the colour; on contours it is (1 + strength) / 2.
 
     Returns
     -------
@@ -36,7 +36,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, strength: float = 0.5) -> np.
     Raises
     ------
     ValueError
-        If the shapes do not fit.
+        If the shapes do not match.
     """
     if image.shape != (*labels.shape, 3):
         raise ValueError(f"expected labels of shape {image.shape[:2]}, as the image has, got {labels.shape}")

@@ -1,7 +1,7 @@
-"""What light, lens, file and things in front of a face do to its colours: random changes, drawn for every input.
+"""Photometric augmentation, drawn anew for every input: tone, colour, lighting, blur, noise, JPEG and occlusion.
 
-They follow the warp of `resample`, on pixels as the network gets them, and leave the labels alone: a hidden part is
-labelled as if it were visible. Gain and offset of a channel are not among them, since normalisation takes them out.
+It is applied after the warp of `resample`, at the network's resolution, and does not change the labels: an occluded
+part is labelled as if it were visible. Gain and offset of a channel are not varied, since normalisation removes them.
 """
 
 from dataclasses import dataclass
@@ -14,21 +14,22 @@ from icnn.config import Augment
 from minicnn.kernels.cpu.cache import cached
 
 LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
-_REACH = 3  # pixels of a blur, either way
-_OCCLUDER = (0.15, 0.5)  # sides of what hides a part, as shares of the input's
+_REACH = 3  # radius of the blur kernel in pixels
+_OCCLUDER = (0.15, 0.5)  # range of an occluder's sides, as fractions of the input's side
 
 
 @dataclass(frozen=True)
 class Occluder:
-    """A turned rectangle of one colour in front of the face.
+    """Rotated rectangle of one colour in front of the face.
 
     Attributes
     ----------
     centre, half : (2,) float64
-        x and y of its middle and its half sides, as shares of the input's side.
+        Centre (x, y) and half the sides, as fractions of the input's side.
     angle : float
-        Radians.
+        Rotation in radians.
     colour : (3,) float32 in [0, 255]
+        RGB.
     """
 
     centre: np.ndarray
@@ -39,22 +40,22 @@ class Occluder:
 
 @dataclass(frozen=True)
 class Appearance:
-    """One random change of colours.
+    """Parameters of one photometric augmentation.
 
     Attributes
     ----------
     gamma : float
         Exponent of the tone curve.
     saturation : float
-        0 is grey, 1 changes nothing.
+        0 gives grey, 1 leaves the colours unchanged.
     light : (2,) float64
-        Slope of the light along x and y: relative change from the input's middle to its border.
+        Lighting gradient along x and y: relative change of brightness from the input's centre to its edge.
     blur : float
-        Standard deviation in pixels; 0: none.
+        Standard deviation of the Gaussian in pixels; 0 disables it.
     noise : float
-        Standard deviation in grey levels.
+        Standard deviation in grey levels; 0 disables it.
     quality : int
-        Of a JPEG that the input goes through; 0: none.
+        Quality of the JPEG compression; 0 disables it.
     occluder : Occluder or None
     """
 
@@ -68,7 +69,10 @@ class Appearance:
 
     @classmethod
     def random(cls, rng: np.random.Generator, settings: Augment) -> "Appearance":
-        """Draw within `settings`; every draw takes as many numbers, so that one setting does not move the others."""
+        """Draw the parameters from the ranges in `settings`.
+
+        Every call consumes the same count of random numbers, so that changing one setting does not affect the others.
+        """
         chance, size = rng.random(4), rng.random(3)
         slope, position, half, colour = rng.uniform(-1, 1, 2), rng.random(2), rng.uniform(*_OCCLUDER, 2), rng.random(3)
         low, high = settings.saturation
@@ -80,27 +84,30 @@ class Appearance:
             gamma=float(np.exp(settings.gamma * (2 * size[0] - 1))),
             saturation=0.0 if chance[0] < settings.grey else low + (high - low) * chance[1],
             light=settings.light * slope,
-            blur=settings.blur * max(0.0, 2 * size[1] - 1),  # half of the inputs stay sharp
+            blur=settings.blur * max(0.0, 2 * size[1] - 1),  # half of the inputs are not blurred
             noise=settings.noise * chance[1] ** 2,
             quality=round(least + (most - least) * position[0]) if chance[2] < settings.jpeg else 0,
             occluder=occluder,
         )
 
     def skip(self, size: int, rng: np.random.Generator) -> None:
-        """Draw what `apply` would draw for an input of this size: whoever leaves an input out stays in step."""
+        """Advance `rng` exactly as `apply` does for an input of side `size`.
+
+        Skipped samples then do not shift the random stream.
+        """
         if self.noise > 0:
             rng.standard_normal((size, size, 3), np.float32)
 
     def apply(self, values: np.ndarray, inside: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The changed colours.
+        """Apply the augmentation to a copy of an input.
 
         Parameters
         ----------
         values : (S, S, 3) float32 in [0, 255]
         inside : (S, S) bool
-            Elsewhere nothing changes.
+            Pixels that are changed; those outside stay as they are.
         rng : numpy.random.Generator
-            Of the noise.
+            Source of the noise.
 
         Returns
         -------
@@ -125,15 +132,15 @@ class Appearance:
 
 
 def through_jpeg(values: np.ndarray, quality: int) -> np.ndarray:
-    """(H, W, 3) in [0, 255], rounded, written as a JPEG and read again: float32."""
+    """Round (H, W, 3) values in [0, 255], encode them as a JPEG and decode it; returns float32 of the same shape."""
     file = BytesIO()
     Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
     with Image.open(file) as image:
         return np.asarray(image, np.float32)
 
 
-# Without fastmath and without the interpreter's lock, as in `resample`: the same bits from every start, and nothing
-# that holds up the training's steps.
+# As in `resample`, no fastmath, so that every run gives the same bits, and no GIL, so that training steps are not
+# blocked.
 
 
 @cached(nogil=True, error_model="numpy")
@@ -150,7 +157,7 @@ def _occlude(values, inside, centre, half, angle, colour):
 
 @cached(nogil=True, error_model="numpy")
 def _recolour(values, inside, mixture, curve, light):
-    """Tone curve (257 points from 0 to 255), light, then the mixture of the channels."""
+    """Apply the tone curve (257 points from 0 to 255), the lighting, then the channel mixture, in place."""
     size = values.shape[0]
     mixed = np.empty(3, np.float32)
     for i in range(size):
@@ -170,7 +177,7 @@ def _recolour(values, inside, mixture, curve, light):
 
 @cached(nogil=True, error_model="numpy")
 def _blurred(values, inside, taps):
-    """Rows, then columns; what is outside has no part in any mean."""
+    """Blur along rows, then along columns; pixels outside the image do not contribute to any mean."""
     size, reach = values.shape[0], len(taps) // 2
     first, out = np.zeros_like(values), np.zeros_like(values)
     for source, target, down, across in ((values, first, 0, 1), (first, out, 1, 0)):

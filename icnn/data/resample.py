@@ -1,7 +1,7 @@
-"""One transform for image and labels: affine maps, their random draws, and the warp that applies them.
+"""Resample image and labels with one affine transform, derive labels and normalise pixels.
 
-A map is a (2, 3) float64 matrix from output to source pixel coordinates,
-x_source = M @ (x, y, 1), with pixel centres at whole numbers: pixel x covers
+A transform is a (2, 3) float64 matrix from output to source pixel coordinates,
+x_source = M @ (x, y, 1), with pixel centres at integers: pixel x covers
 [x - 0.5, x + 0.5). Scaling by s about the image's corner is then
 x' = (x + 0.5) s - 0.5.
 """
@@ -21,11 +21,11 @@ Result = TypeVar("Result")
 
 
 def warp(pixels: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Resample an image into a square or another rectangle, once.
+    """Resample an image into a square or another rectangle, in one pass.
 
-    Each output pixel is the mean of a grid of bilinear samples, as many along each axis as source pixels go
-    into one output pixel (rounded): an area average where the map shrinks, plain bilinear where it does not.
-    Training and use go through this same filter.
+    Each output pixel is the mean of a grid of bilinear samples. The grid has as many samples along each axis as
+    source pixels fall into one output pixel (rounded): an area average when shrinking, plain bilinear otherwise.
+    Training and inference use this same filter.
 
     Parameters
     ----------
@@ -33,13 +33,13 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int]) ->
     matrix : (2, 3) float64
         From output to source pixel coordinates.
     size : int or (int, int)
-        Side of the square, or height and width.
+        Side of the square, or height and width, in pixels.
 
     Returns
     -------
     values : (size, size, C) float32, in [0, 255]; 0 outside the image
     inside : (size, size) bool
-        Output pixels whose centre lies in the image; on its very border counts as outside, on every side.
+        True if the centre of the output pixel lies in the image. Exactly on the border, on any side, is outside.
     """
     shape = (size, size) if isinstance(size, int) else size
     values = np.zeros((*shape, pixels.shape[2]), np.float32)
@@ -49,8 +49,8 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int]) ->
     return values, inside
 
 
-# Strict arithmetic (no fastmath): code that Numba loads from its cache need not be fused as that of the process which
-# compiled it was, and the same seed must give the same bits.
+# Strict arithmetic (no fastmath): code loaded from Numba's cache may fuse operations differently than in the process
+# that compiled it, and the same seed must give the same bits.
 @cached(nogil=True, error_model="numpy")
 def _warp(values, inside, pixels, matrix, grid):
     height, width, channels = pixels.shape
@@ -78,14 +78,14 @@ def _warp(values, inside, pixels, matrix, grid):
 
 @cached(nogil=True, inline="always")
 def _is_inside(x, y, width, height):
-    # the border itself is outside, rounding included, so that the mask of a mirrored image is the mirrored mask
+    # the border is outside, with a margin for rounding, so that the mask of a mirrored image is the mirrored mask
     edge = 0.5 - 1e-6
     return -edge < x < width - 1 + edge and -edge < y < height - 1 + edge
 
 
 @cached(nogil=True, error_model="numpy")
 def _add_bilinear(total, pixels, x, y):
-    """total += pixels at (x, y), the border pixels continued by half a pixel."""
+    """Add the bilinear sample of `pixels` at (x, y) to `total`; edge pixels extend outwards by half a pixel."""
     height, width, channels = pixels.shape
     x = min(max(x, 0.0), width - 1.0)
     y = min(max(y, 0.0), height - 1.0)
@@ -101,7 +101,16 @@ def _add_bilinear(total, pixels, x, y):
 
 
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None) -> list[Result]:
-    """What a function makes of each item, in so many threads (default: one a core); such as `warp` let others run."""
+    """Map `function` over `items` with a thread pool, keeping the order.
+
+    Parameters
+    ----------
+    function : callable
+        It should release the GIL, as `warp` does.
+    items : sequence
+    threads : int, optional
+        Number of threads; one per core by default.
+    """
     if len(items) < 2 or threads == 1:
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads or cores()) as pool:
@@ -109,21 +118,22 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], thre
 
 
 def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(H, W, C) uint8 resampled to another height and width by `warp`: float32 in [0, 255]."""
+    """Resample (H, W, C) uint8 to another (height, width) with `warp`; the result is float32 in [0, 255]."""
     y, x = (before / after for before, after in zip(pixels.shape[:2], shape, strict=True))
     return warp(pixels, np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]]), shape)[0]
 
 
 def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.ndarray:
-    """Label of each pixel from soft maps.
+    """Convert soft maps to one label per pixel.
 
     Parameters
     ----------
     maps : (H, W, 9) in [0, 255]
     inside : (H, W) bool
-        Elsewhere the label is 0.
+        Where False, the label is 0.
     rule : "argmax" or "threshold"
-        Arg-max, ties to the lower id; or the arg-max part where its map exceeds 50, else background.
+        "argmax" takes the largest map, ties to the lower id. "threshold" takes the largest part map if it exceeds 50,
+        else background.
 
     Returns
     -------
@@ -135,7 +145,7 @@ def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.
 
 
 def maps_of(labels: np.ndarray) -> np.ndarray:
-    """Maps (H, W, 9) uint8 of ids (H, W), 255 or 0: what `labels_of` undoes."""
+    """Convert ids (H, W) to maps (H, W, 9) uint8 of 255 or 0; the inverse of `labels_of`."""
     return (255 * np.eye(len(PARTS), dtype=np.uint8)).take(labels, axis=0)
 
 
@@ -153,9 +163,9 @@ def _label(labels, maps, inside, threshold):
 
 
 def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """(x - mean) / std for each channel over the real pixels; 0 elsewhere (Sec. 3.1).
+    """Normalise each channel to (x - mean) / std over the pixels inside the image; 0 elsewhere (Sec. 3.1).
 
-    A std of 0 counts as 1, and so does one that is mere rounding of a constant channel by `warp`.
+    A std of 0, or one that comes only from the rounding of a constant channel by `warp`, is replaced by 1.
 
     Parameters
     ----------
@@ -173,7 +183,7 @@ def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 @cached(nogil=True, error_model="numpy")
 def _normalise(out, values, inside):
-    """In float64, and without holding up other threads: this runs beside the training's steps."""
+    """Normalise in float64, without the GIL: this runs in parallel with the training steps."""
     height, width = inside.shape
     for c in range(out.shape[0]):
         count, total, peak = 0, 0.0, 0.0

@@ -1,1 +1,1 @@
-"""``python -m icnn.evaluate``: score weights on faces with labels."""
+"""``python -m icnn.evaluate``: evaluate weights on annotated faces."""

@@ -1,4 +1,4 @@
-"""``python -m icnn.evaluate``: score a folder of weights on faces with labels."""
+"""``python -m icnn.evaluate``: evaluate a folder of weights on annotated faces."""
 
 from collections.abc import Sequence
 from pathlib import Path

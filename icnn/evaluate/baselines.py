@@ -1,9 +1,9 @@
-"""Two classifiers that must fail: one knows only where a pixel lies, the other only its colour.
+"""Two trivial baselines: one uses only the position of a pixel, the other only its colour.
 
-Scored beside a network, they show what a data set gives away for free. Both
-sort the pixels into cells and answer with a cell's most frequent label. Most
-pixels are background, so its counts are divided by a discount, chosen on the
-faces fitted to make each the strongest of its kind.
+They measure how much of the score a data set allows without a real model.
+Both assign each pixel to a cell and predict the most frequent label of that
+cell. Most pixels are background, so the background counts are divided by a
+discount, chosen on the training faces to maximise the baseline's score.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ DISCOUNTS = (1, 2, 3, 5, 10, 20, 50)
 
 
 class _CellClassifier:
-    """The most frequent label of the cell that a pixel belongs to.
+    """Base class: predict the most frequent label of the cell that a pixel belongs to.
 
     Attributes
     ----------
     table : (cells,) uint8
         Label of each cell, after `fit`.
     discount : int
-        What background counts were divided by, after `fit`.
+        Divisor of the background counts, after `fit`.
     """
 
     cells: int
@@ -37,11 +37,11 @@ class _CellClassifier:
         self.discount = 1
 
     def _cell(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 -> (H, W) cell of every pixel."""
+        """Map an image (H, W, 3) uint8 to the cell index of every pixel, (H, W) intp."""
         raise NotImplementedError
 
     def fit(self, faces: Iterable[Face]):
-        """Count labels per cell, choose the discount; -> self."""
+        """Count labels per cell, choose the discount of highest ``overall_micro`` and return self."""
         labels = len(PARTS)
         counts = np.zeros(self.cells * labels, np.int64)
         for face in faces:
@@ -51,7 +51,7 @@ class _CellClassifier:
         best = -1.0
         for discount in DISCOUNTS:
             table = (counts / ([discount] + [1] * (labels - 1))).argmax(1).astype(np.uint8)
-            # All pixels of a cell get its label, so the counts hold the whole confusion on these faces.
+            # All pixels of a cell get the same label, so the counts are enough for the confusion matrix.
             pairs = np.stack([counts[table == label].sum(0) for label in range(labels)], 1)
             score = f_measures(pairs)["overall_micro"] or 0.0
             if score > best:
@@ -59,28 +59,28 @@ class _CellClassifier:
         return self
 
     def predict(self, face: Face) -> np.ndarray:
-        """Label a face by its cells: (H, W) uint8."""
+        """Return the predicted label map of a face, (H, W) uint8."""
         return self.table[self._cell(face.image)]
 
     def score(self, faces: Iterable[Face]) -> dict:
-        """F-measures on pooled pixels of `faces`, as `icnn.evaluate.metrics.f_measures` gives them."""
+        """Return the F-measures over the pooled pixels of `faces`; see `icnn.evaluate.metrics.f_measures`."""
         pairs = [confusion(face.labels(), self.predict(face)) for face in faces]
         return f_measures(np.sum(pairs, axis=0))
 
 
 class ConstantPrior(_CellClassifier):
-    """The most frequent label of each position, on a 256 x 256 grid laid over the image; it sees no pixel."""
+    """Most frequent label per position on a 256 x 256 grid over the image; pixel values are ignored."""
 
     cells = 256 * 256
 
     def _cell(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
-        rows, columns = ((2 * np.arange(n) + 1) * 128 // n for n in (height, width))  # by pixel centres
+        rows, columns = ((2 * np.arange(n) + 1) * 128 // n for n in (height, width))  # cell of each pixel centre
         return rows[:, None] * 256 + columns
 
 
 class ColourClassifier(_CellClassifier):
-    """The most frequent label of each colour, in 16 steps a channel; it sees no neighbour."""
+    """Most frequent label per colour, quantised to 16 levels per channel; neighbouring pixels are ignored."""
 
     cells = 16**3
 

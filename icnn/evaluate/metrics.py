@@ -1,7 +1,7 @@
-"""F-measures of a label map, as Smith et al. and later papers compute them.
+"""F-measures of label maps, as in Smith et al. and later papers.
 
-Pixels of all images are pooled into one confusion matrix; left and right
-sides are merged; F = 2 P R / (P + R) = 2 TP / (2 TP + FP + FN).
+The pixels of all images are pooled into one confusion matrix; left and
+right sides are merged; F = 2 P R / (P + R) = 2 TP / (2 TP + FP + FN).
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 
 from icnn.classes import PARTS
 
-#: Name -> the ids merged into it, in the order of the paper's Table 1.
+#: Region name -> ids of the parts merged into it, in the order of the paper's Table 1.
 MERGED = {
     "eyebrow": (1, 3),
     "eye": (2, 4),
@@ -21,7 +21,7 @@ MERGED = {
 }
 MOUTH = (6, 7, 8)
 
-#: Keys of `f_measures`, in the order of the table's columns.
+#: Keys of the result of `f_measures`, in the column order of the table.
 MEASURES = (*MERGED, "mouth", "overall_micro", "overall_union")
 
 
@@ -30,7 +30,9 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, labels: int = len(PARTS
 
     Parameters
     ----------
-    truth, prediction : integer arrays of one shape, values in [0, labels)
+    truth, prediction : integer arrays of equal shape, values in [0, labels)
+    labels : int
+        Number of classes.
 
     Returns
     -------
@@ -48,12 +50,12 @@ def confusion(truth: np.ndarray, prediction: np.ndarray, labels: int = len(PARTS
 
 
 def f_of_counts(tp: float, fp: float, fn: float) -> float | None:
-    """F from counts; None where there is neither a true nor a predicted pixel."""
+    """Compute F = 2 TP / (2 TP + FP + FN); None if the three counts are all zero."""
     return None if tp + fp + fn == 0 else float(2 * tp / (2 * tp + fp + fn))
 
 
 def region_counts(matrix: np.ndarray, ids: tuple[int, ...]) -> np.ndarray:
-    """TP, FP and FN, (3, ...), of the given ids merged into one region, from confusion matrices (..., L, L)."""
+    """Return TP, FP and FN, (3, ...), of `ids` merged into one region, from confusion matrices (..., L, L)."""
     index, both = list(ids), (-2, -1)
     columns = matrix[..., index]
     tp = columns[..., index, :].sum(both)
@@ -61,22 +63,22 @@ def region_counts(matrix: np.ndarray, ids: tuple[int, ...]) -> np.ndarray:
 
 
 def mean_f(matrix: np.ndarray) -> float:
-    """Mean F of the labels above 0 of a confusion matrix; those that neither side has do not count, 0 without any."""
+    """Return the mean F over foreground labels; labels absent from both sides are skipped, 0.0 if none is left."""
     scores = [f_of_counts(*region_counts(matrix, (label,))) for label in range(1, len(matrix))]
     return float(np.mean([f for f in scores if f is not None] or [0.0]))
 
 
 def f_measures(matrix: np.ndarray) -> dict[str, float | None]:
-    """The columns of the table from a (9, 9) confusion matrix of ids.
+    """Compute the measures of `MEASURES` from a (9, 9) confusion matrix of ids; an undefined measure is None.
 
-    ``overall_micro`` sums TP, FP and FN over the six parts, so that a nose pixel called lip is an error;
-    ``overall_union`` takes the six parts as one region. The two are not comparable.
+    ``overall_micro`` sums TP, FP and FN over the six parts, so a nose pixel labelled as lip is an error;
+    ``overall_union`` treats the six parts as one region. The two are not comparable.
     """
     return {name: f_of_counts(*count) for name, count in _measured(matrix).items()}
 
 
 def _measured(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """TP, FP and FN, (3, ...), of each of `MEASURES`, from confusion matrices (..., 9, 9)."""
+    """Return TP, FP and FN, (3, ...), for each of `MEASURES`, from confusion matrices (..., 9, 9)."""
     counts = {name: region_counts(matrix, ids) for name, ids in MERGED.items()}
     overall = np.sum(list(counts.values()), axis=0)
     counts["mouth"] = region_counts(matrix, MOUTH)
@@ -88,21 +90,22 @@ def _measured(matrix: np.ndarray) -> dict[str, np.ndarray]:
 def bootstrap(
     matrices: Sequence[np.ndarray], rng: np.random.Generator, rounds: int = 2000, level: float = 0.95
 ) -> dict[str, list[float] | None]:
-    """How far the F-measures would scatter over other images of the same kind: percentile intervals.
+    """Estimate bootstrap percentile intervals of the F-measures over images.
 
     Parameters
     ----------
     matrices : sequence of (9, 9)
-        The confusion matrix of each image; in each round as many are drawn again, with replacement, and pooled.
+        Confusion matrix of each image; each round draws as many images with replacement and pools them.
     rng : numpy.random.Generator
     rounds : int
+        Number of bootstrap samples.
     level : float
-        Share of the rounds between the two ends.
+        Confidence level: fraction of the rounds inside the interval.
 
     Returns
     -------
     dict
-        Measure -> least and greatest; None where a round has neither a true nor a predicted pixel.
+        Measure -> [lower, upper]; None if F is undefined in some round (no true and no predicted pixel).
     """
     stack = np.asarray(matrices)
     count = len(stack)

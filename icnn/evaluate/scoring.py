@@ -1,4 +1,4 @@
-"""Scores of a pipeline on faces with labels, and the fit of its background modulation on them."""
+"""Evaluate a pipeline on annotated faces and fit its background modulation (Sec. 4.2) on them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,22 +17,23 @@ from icnn.model.patches import cut_patch, paste_patches
 from icnn.model.pipeline import PatchLogits, Pipeline
 from icnn.stages import NETWORKS, PATCHES, STAGE2
 
-#: The two crop conditions: patches around stage 1's prediction, and around the true centres.
+#: The two crop conditions: patches centred on stage 1's predictions, or on the true part centres.
 CONDITIONS = ("predicted", "ground_truth")
 
 
 @dataclass
 class Evaluation:
-    """Pooled and per-image results under both crop conditions.
+    """Results of an evaluation, per image, under both crop conditions.
 
     Attributes
     ----------
     names : list of str
-    matrices : condition -> (9, 9) int64 of each image, at its own size
+    matrices : dict
+        Condition -> confusion matrix, (9, 9) int64, of each image at its original size.
     centre_errors : (n, 6) float64
-        Distance in image pixels between predicted and true part centres; NaN where the truth has no such part.
+        Distance in image pixels between predicted and true part centres; NaN if the truth lacks the part.
     not_found : (6,) int64
-        Images in which stage 1 did not find the part and the fallback placed the patch.
+        Number of images in which stage 1 did not find the part and the fallback placed the patch.
     """
 
     names: list[str] = field(default_factory=list)
@@ -42,22 +43,22 @@ class Evaluation:
 
     @property
     def confusion(self) -> dict[str, np.ndarray]:
-        """Condition -> (9, 9) int64, pooled over images."""
+        """Condition -> confusion matrix, (9, 9) int64, pooled over images."""
         none = np.zeros((len(PARTS), len(PARTS)), np.int64)
         return {key: np.sum([none, *matrices], axis=0) for key, matrices in self.matrices.items()}
 
     @property
     def per_image(self) -> dict[str, list[float | None]]:
-        """Condition -> overall_micro of each image."""
+        """Condition -> ``overall_micro`` of each image."""
         return {key: [f_measures(one)["overall_micro"] for one in found] for key, found in self.matrices.items()}
 
     def summary(self, split: str) -> dict[str, Any]:
-        """What evaluation.json holds: the contract's schema, no more."""
+        """Return the contents of evaluation.json: split, number of images and F-measures per crop condition."""
         crops = {key: f_measures(matrix) for key, matrix in self.confusion.items()}
         return {"split": split, "images": len(self.names), "crops": crops}
 
     def details(self) -> dict[str, Any]:
-        """What the report shows besides the table."""
+        """Return the further results that the report shows: confusion, per-image F, intervals and centre errors."""
         centres = {}
         for patch, errors, missing in zip(PATCHES, self.centre_errors.T, self.not_found, strict=True):
             known = errors[~np.isnan(errors)]
@@ -73,13 +74,23 @@ class Evaluation:
 
 
 def true_centres(labels: np.ndarray, known: np.ndarray, pipeline: Pipeline) -> np.ndarray:
-    """Centres `known` from true labels (H, W), (6, 2), completed: parts that the face does not have go as in use."""
+    """Fill in part centres that are missing from the ground truth, as at inference.
+
+    Parameters
+    ----------
+    labels : (H, W)
+        True label map; only its size is used.
+    known : (6, 2)
+        Part centres of `labels`; NaN where the face lacks the part.
+    pipeline : Pipeline
+        Supplies the usual layout of a face.
+    """
     box = Letterbox.of(labels.shape[0], labels.shape[1], 1)
     return complete_centres(known, box.to_image(pipeline.layout - 0.5))
 
 
 def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Signals) -> Evaluation:
-    """Parse all faces under both conditions; only stage 2's labels count (Sec. 4.2)."""
+    """Parse all faces, `batch` at a time, under both crop conditions; only stage 2's labels count (Sec. 4.2)."""
     result = Evaluation()
     for start in progress(range(0, len(faces), batch), "evaluate"):
         signals.check()
@@ -100,7 +111,7 @@ def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Sig
 
 
 def fit_pairs(pipeline: Pipeline, faces: Sequence[Face], batch: int, method: str, signals: Signals) -> dict[str, Fit]:
-    """Fit beta and beta0 of every stage-2 network on full images with predicted centres; sets `pipeline.pairs`."""
+    """Fit (beta, beta0) per stage-2 network on full images with predicted centres; also sets `pipeline.pairs`."""
     truths = [face.labels() for face in faces]
     chunks = []
     for start in progress(range(0, len(faces), batch), "modulation"):
@@ -122,18 +133,20 @@ def fit_pairs(pipeline: Pipeline, faces: Sequence[Face], batch: int, method: str
 
 
 def _numbers(network: str) -> list[int]:
-    """Which of `PATCHES` a network labels."""
+    """Return the indices of the `PATCHES` that a network labels."""
     return [number for number, patch in enumerate(PATCHES) if patch.network == network]
 
 
 class HardF:
-    """Pair -> mean F of one network's parts over full images, only its own patches pasted.
+    """Objective: pair -> mean F of one network's parts on full images, with only its own patches pasted.
 
     Parameters
     ----------
     network : str
-    truths : sequence of (H, W) uint8 ids
-    patches : PatchLogits of those images
+    truths : sequence of (H, W) uint8
+        True label maps (ids).
+    patches : PatchLogits
+        Stage-2 outputs for the same images.
     """
 
     def __init__(self, network: str, truths: Sequence[np.ndarray], patches: PatchLogits):
@@ -155,7 +168,7 @@ class HardF:
 
 
 def soft_objective(network: str, truths: Sequence[np.ndarray], patches: PatchLogits) -> SoftF:
-    """The smooth stand-in for `HardF`; a pixel under two overlapping patches counts in both."""
+    """Return the smooth counterpart of `HardF`; a pixel under two overlapping patches counts in both."""
     labels, insides, logits = [], [], []
     total = np.zeros(NETWORKS[network].labels, np.int64)
     for number in _numbers(network):

@@ -1,1 +1,1 @@
-"""``python -m icnn.export``: networks as ONNX files."""
+"""``python -m icnn.export``: export networks as ONNX files."""

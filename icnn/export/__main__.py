@@ -1,4 +1,4 @@
-"""``python -m icnn.export``: one network as an ONNX file."""
+"""``python -m icnn.export``: export one network as an ONNX file."""
 
 from collections.abc import Sequence
 from pathlib import Path

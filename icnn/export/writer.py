@@ -1,4 +1,4 @@
-"""``python -m icnn.export``: one network as an ONNX file, from a photograph's pixels to labels."""
+"""Conversion of one network to ONNX, from image pixels to labels."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,18 @@ from minicnn import Graph
 from minicnn.graph import Node
 from minicnn.layers import Concat, Conv2D, Input, Layer, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
 
-OPSET = 18  # the first in which all reductions take their axes as an input
+OPSET = 18  # the first opset in which all reductions take their axes as an input
 _IR_VERSION = 9
 
 
 def onnx_package():
+    """Import and return the package onnx.
+
+    Raises
+    ------
+    InputError
+        If it is not installed.
+    """
     try:
         import onnx
     except ImportError:
@@ -29,12 +36,19 @@ def onnx_package():
 
 
 def model_of(weights: Path, name: str) -> Any:
-    """The `onnx.ModelProto` of one network of a folder of weights.
+    """Build the `onnx.ModelProto` of one network.
+
+    Parameters
+    ----------
+    weights : Path
+        Folder of weights.
+    name : str
+        Key of `icnn.stages.NETWORKS`.
 
     Raises
     ------
     InputError
-        If its weights are missing or damaged, or the package onnx is missing.
+        If the weights are missing or corrupted, or the package onnx is not installed.
     """
     stored = read_network(weights, name)
     about = {"network": name, "preset": stored.metadata["preset"], "classes": json.dumps(_classes(name))}
@@ -43,7 +57,7 @@ def model_of(weights: Path, name: str) -> Any:
 
 
 def _classes(name: str) -> list[str]:
-    """Names of a network's labels; stage 2 sees right eyebrows and eyes mirrored, as left ones."""
+    """Return the class names of a network; stage 2 gets right eyebrows and eyes mirrored, as left ones."""
     ids = NETWORKS[name].ids
     names = [PARTS[part] if name == "stage1" else PARTS[part].removeprefix("left_") for part in ids]
     return ["background", *names]
@@ -52,23 +66,28 @@ def _classes(name: str) -> list[str]:
 def to_onnx(
     graph: Graph, parameters: Mapping[str, np.ndarray], pair: Pair = PLAIN, about: Mapping[str, str] | None = None
 ) -> Any:
-    """An `onnx.ModelProto` that does what `icnn.data.resample.normalise`, a plan's forward and `modulate` do.
+    """Build an ONNX model equivalent to `icnn.data.resample.normalise`, a plan's forward pass and `modulate`.
 
     Parameters
     ----------
     graph : Graph
     parameters : mapping of str to float32 array
-        By the names of the graph's parameters.
+        Parameter name in the graph -> values.
     pair : (beta, beta0)
+        Background modulation (Sec. 4.2).
     about : mapping of str to str
-        Goes into the model's metadata.
+        Entries of the model's metadata.
+
+    Returns
+    -------
+    onnx.ModelProto
 
     Raises
     ------
     ValueError
-        For a layer that has no counterpart here.
+        If a layer has no ONNX counterpart here.
     InputError
-        Without the package onnx.
+        If the package onnx is not installed.
     """
     helper = onnx_package().helper
     builder = _Builder(helper)
@@ -98,7 +117,7 @@ def to_onnx(
 
 
 class _Builder:
-    """Collects ONNX nodes and constants; every method returns the name of what it writes."""
+    """Builder of ONNX nodes and constants; methods return the name of the tensor that they add."""
 
     def __init__(self, helper: Any):
         self._helper = helper
@@ -106,7 +125,7 @@ class _Builder:
         self.constants: list[Any] = []
 
     def constant(self, name: str, values: Any, dtype: type = np.float32) -> str:
-        """Store an array."""
+        """Add a constant tensor (initializer)."""
         from onnx.numpy_helper import from_array
 
         self.constants.append(from_array(np.ascontiguousarray(values, dtype), name))
@@ -118,8 +137,8 @@ class _Builder:
         return output
 
     def normalised(self, channels: int, height: int, width: int) -> str:
-        """`resample.normalise`: mean and standard deviation over the pixels inside, 0 elsewhere (Sec. 3.1)."""
-        # An input with a default: who pads nothing leaves it out.
+        """Add `resample.normalise`: zero mean and unit deviation over the pixels inside, 0 elsewhere (Sec. 3.1)."""
+        # The initializer is the default of the input, which may be omitted if there is no padding.
         self.constant("inside", np.ones((1, 1, height, width)), bool)
         plane, one = self.constant("norm/axes", [2, 3], np.int64), self.constant("norm/one", 1)
         ask = self.node("Cast", ["inside"], "norm/weights", to=1)
@@ -141,7 +160,7 @@ class _Builder:
         return self.node("Div", [offset, std], "norm/image")
 
     def layer(self, node: Node, sources: Sequence[str], parameters: Mapping[str, np.ndarray]) -> str:
-        """One node of the graph."""
+        """Convert one node of the graph."""
         convert = _LAYERS.get(type(node.layer))
         if convert is None:
             raise ValueError(f"node {node.name!r}: {type(node.layer).__name__} has no ONNX counterpart here")
@@ -151,7 +170,7 @@ class _Builder:
         return convert(self, node, node.layer, sources, own)
 
     def results(self, logits: str, pair: Pair) -> None:
-        """Modulation of the background's map (Sec. 4.2), softmax and arg-max."""
+        """Add background modulation (Sec. 4.2), softmax and arg-max."""
         beta, beta0 = pair
         parts = self.constant("modulation/axis", [1], np.int64)
         first, second = self.constant("modulation/0", [0], np.int64), self.constant("modulation/1", [1], np.int64)
@@ -195,7 +214,7 @@ def _upsample(b: _Builder, node: Node, layer: UpsampleNearest2D, sources: Sequen
     _, height, width = node.shape
     odd = np.indices((height, width)) % 2
     maps = b.constant(f"{node.name}/parity", odd[None, ::-1])
-    # As many copies as there are images: nothing else in ONNX repeats along a size that is not known.
+    # Expand to the batch size at run time: no other ONNX operator repeats along an unknown dimension.
     images = b.node("Shape", [larger], f"{node.name}/images", start=0, end=1)
     ones = b.constant(f"{node.name}/ones", [1, 1, 1], np.int64)
     shape = b.node("Concat", [images, ones], f"{node.name}/copies", axis=0)

@@ -1,4 +1,4 @@
-"""Where the parts are: centres from label maps, fallbacks, and the patches around them (Sec. 3.1)."""
+"""Part centres: computed from label maps, with fallbacks for missing parts (Sec. 3.1)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,14 +8,14 @@ import numpy as np
 from icnn.data.geometry import Letterbox
 from icnn.stages import PATCHES
 
-#: Usual part centres (x, y) in a stage-1 square of side 1, in the order of PATCHES: for weights that bring none.
+#: Mean part centres (x, y) in a stage-1 square of side 1, in the order of PATCHES, for weights without a layout.
 DEFAULT_LAYOUT = np.array(
     [(0.39, 0.36), (0.41, 0.43), (0.61, 0.36), (0.59, 0.43), (0.5, 0.53), (0.5, 0.66)]
 )  # fmt: skip
 
 
 def part_centres(labels: np.ndarray, rule: str = "median") -> np.ndarray:
-    """Centre of each part in a label map of ids; the three mouth parts share one.
+    """Compute the centre of each part in a label map of ids; the three mouth parts share one centre.
 
     Parameters
     ----------
@@ -37,20 +37,20 @@ def part_centres(labels: np.ndarray, rule: str = "median") -> np.ndarray:
 
 
 class Similarity(NamedTuple):
-    """A shift, turn and scale of the plane, by complex numbers: z -> a (z - source) + target."""
+    """Similarity transform (shift, rotation, scale) in complex numbers: z -> a (z - source) + target."""
 
     a: complex
     source: np.ndarray
     target: np.ndarray
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Where points (n, 2) go."""
+        """Transform points (n, 2)."""
         moved = self.a * ((points - self.source) @ (1, 1j))
         return np.column_stack([moved.real, moved.imag]) + self.target
 
 
 def fit_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
-    """The similarity of least squares that carries points (n, 2) to others; one point only shifts."""
+    """Fit the least-squares similarity from points `source` to `target`, both (n, 2); a pure shift for one point."""
     z = (source - source.mean(0)) @ (1, 1j)
     w = (target - target.mean(0)) @ (1, 1j)
     spread = np.vdot(z, z).real
@@ -58,46 +58,51 @@ def fit_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
 
 
 def complete_centres(centres: np.ndarray, layout: np.ndarray) -> np.ndarray:
-    """Fill in the parts that were not found.
+    """Estimate the centres of the parts that were not found.
 
-    The usual layout of a face is moved onto the parts that were: by the similarity (shift, turn, scale) of least
-    squares for two or more, by a shift for one, not at all for none.
+    The mean layout of a face is fitted to the found parts: by a least-squares similarity (shift, rotation, scale) if
+    two or more were found, by a shift if one was. If none was found, the layout itself is returned.
 
     Parameters
     ----------
-    centres : (6, 2)
+    centres : (6, 2) float64
         NaN where a part was not found.
-    layout : (6, 2)
-        Usual centres in the same coordinates.
+    layout : (6, 2) float64
+        Mean part centres in the same coordinates.
 
     Returns
     -------
-    (6, 2) without NaN; found centres are kept.
+    (6, 2) float64
+        Without NaN; found centres are kept.
     """
     found = ~np.isnan(centres[:, 0])
     guess = layout.copy()
     if found.any():
         moved = fit_similarity(layout[found], centres[found])
-        if abs(moved.a) < 0.5 or abs(moved.a) > 2:  # two parts found on one spot, say: trust only where they are
+        if abs(moved.a) < 0.5 or abs(moved.a) > 2:  # implausible, for example two parts in one spot: shift only
             moved = moved._replace(a=1.0)
         guess = moved(layout)
     return np.where(found[:, None], centres, guess)
 
 
-_TWINS = [2, 3, 0, 1, 4, 5]  # of PATCHES, as seen in a mirror
+_TWINS = [2, 3, 0, 1, 4, 5]  # index in PATCHES of each patch's mirror image
 
 
 def face_scale(centres: np.ndarray, usual: np.ndarray) -> float:
-    """How much larger a face is than usual, from its part centres (6, 2) and the usual ones, both in pixels.
+    """Return the size of a face relative to the mean face, from the part centres (6, 2) of both, in pixels.
 
-    The mean over the usual face and its mirror image, so that it is the same for a face and its own.
+    The scale is averaged over the mean face and its mirror image, so that a face and its mirror image get the same.
     """
     faces = usual, usual[_TWINS] * (-1, 1)
     return float(np.mean([abs(fit_similarity(face, centres).a) for face in faces]))
 
 
 def mean_layout(centres: Sequence[np.ndarray], boxes: Sequence[Letterbox], size: int) -> np.ndarray:
-    """Usual layout from true centres in image coordinates: their mean in a stage-1 square of side 1, (6, 2)."""
+    """Compute the mean layout, (6, 2) float64: mean part centres in a stage-1 square of side 1.
+
+    `centres` are true centres (6, 2) in image coordinates, NaN if missing; `boxes` map each image to the stage-1 square
+    of side `size`, in pixels. Parts that no image has are taken from `DEFAULT_LAYOUT`.
+    """
     squares = np.array([box.to_square(points) for box, points in zip(boxes, centres, strict=True)])
     known = ~np.isnan(squares)
     total = np.where(known, squares, 0).sum(0)

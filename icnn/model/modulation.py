@@ -1,10 +1,10 @@
-"""Background modulation: the background's map B becomes beta B + beta0 (Sec. 4.2).
+"""Background modulation: the background map B becomes beta B + beta0 (Sec. 4.2).
 
 beta and beta0 of a network maximise F on the validation split. F of hard
-labels is piecewise constant in them, so L-BFGS-B climbs a smooth stand-in: F
-from soft counts, with p = softmax(sharpness z) in place of the arg-max. Rising
-sharpness carries it towards the hard F, which alone decides in the end: the
-plain pair (1, 0) is kept unless another one beats it.
+labels is piecewise constant in them, so L-BFGS-B maximises a smooth surrogate:
+F from soft counts, with p = softmax(sharpness z) in place of the arg-max. It
+approaches the hard F as the sharpness grows. The hard F selects the result:
+the identity pair (1, 0) is kept unless another pair scores higher.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +19,9 @@ Pair = tuple[float, float]
 PLAIN: Pair = (1.0, 0.0)
 BOUNDS = ((0.05, 20.0), (-20.0, 20.0))
 SHARPNESS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-#: First pairs of the search.
+#: Initial pairs (beta, beta0) of the search.
 STARTS: tuple[Pair, ...] = (PLAIN, (1.0, 1.0), (1.0, -1.0), (1.5, 0.0))
-#: Where the released program's search begins: Nelder-Mead on the hard F.
+#: Initial pairs of the released program's search, which is Nelder-Mead on the hard F.
 RELEASED_STARTS: dict[str, Pair] = {
     "eyebrow": (1.481, 3.735),
     "eye": (8.540, 6.319),
@@ -31,7 +31,7 @@ RELEASED_STARTS: dict[str, Pair] = {
 
 
 def modulate(logits: np.ndarray, pair: Pair) -> np.ndarray:
-    """Logits (n, L, S, S) with the background's map scaled by beta and raised by beta0, a copy."""
+    """Return a copy of logits (n, L, S, S) with the background map B replaced by beta B + beta0 (Sec. 4.2)."""
     beta, beta0 = pair
     modulated = np.array(logits)
     modulated[:, 0] = beta * modulated[:, 0] + beta0
@@ -39,12 +39,12 @@ def modulate(logits: np.ndarray, pair: Pair) -> np.ndarray:
 
 
 def probabilities(logits: np.ndarray, pair: Pair) -> np.ndarray:
-    """Softmax over the labels of modulated logits, (n, L, S, S)."""
+    """Return the softmax over the classes of the modulated logits, (n, L, S, S)."""
     return softmax(modulate(logits, pair), axis=1)
 
 
 class Fit(NamedTuple):
-    """A fitted pair, and the hard F on the validation split at (1, 0) and at the pair."""
+    """Fitted pair, and the hard F on the validation split at (1, 0), `before`, and at the pair, `after`."""
 
     pair: Pair
     before: float
@@ -52,17 +52,18 @@ class Fit(NamedTuple):
 
 
 class SoftF:
-    """Mean over a network's parts of F from soft counts, with its gradient in (beta, beta0).
+    """Soft F: mean over the parts of a network of F from soft counts, with its gradient in (beta, beta0).
 
     Parameters
     ----------
     logits : (n, L, S, S)
-        Of all validation patches.
+        Logits of all validation patches.
     truth : (n, S, S) integers in [0, L)
+        True labels.
     inside : (n, S, S) bool
-        Patch pixels that lie in the image; the others do not count.
+        True for patch pixels in the image; the others are ignored.
     total : (L,)
-        True pixels of each label in the full images, also where no patch lies.
+        Pixels of each true label in the full images, including those outside all patches.
     """
 
     def __init__(self, logits: np.ndarray, truth: np.ndarray, inside: np.ndarray, total: np.ndarray):
@@ -74,7 +75,7 @@ class SoftF:
         self._total = np.asarray(total[1:], np.float64)
 
     def __call__(self, pair: Sequence[float] | np.ndarray, sharpness: float = 1.0) -> tuple[float, np.ndarray]:
-        """The mean soft F, and its gradient (2,)."""
+        """Return the mean soft F at a pair (beta, beta0), and its gradient (2,) float64."""
         beta, beta0 = pair
         z = self._z.copy()
         z[0] = beta * z[0] + beta0
@@ -89,13 +90,13 @@ class SoftF:
                 continue
             value += 2 * tp / denominator
             by_pixel = 2 * (truth * denominator - tp) / denominator**2 * slope[part]
-            gradient += ((by_pixel * self._z[0]).sum(), by_pixel.sum())  # not BLAS: its threads spin
+            gradient += ((by_pixel * self._z[0]).sum(), by_pixel.sum())  # no BLAS call: its threads busy-wait
         parts = len(self._total)
         return value / parts, gradient / parts
 
 
 def fit_modulation(soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, start: Pair = PLAIN) -> Fit:
-    """Find a network's pair.
+    """Fit the pair (beta, beta0) of a network.
 
     Parameters
     ----------
@@ -104,19 +105,19 @@ def fit_modulation(soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, 
         Pair -> mean hard F of the network's parts over the full validation images.
     method : "lbfgsb", "neldermead" or "none"
     start : Pair
-        Where Nelder-Mead begins.
+        Initial pair of Nelder-Mead.
 
     Returns
     -------
     Fit
-        Never worse than (1, 0) on the hard F.
+        Its hard F is at least that of (1, 0).
     """
     before = hard_f(PLAIN)
     candidates: list[Pair] = []
     if method == "lbfgsb":
-        from threadpoolctl import threadpool_limits  # here: evaluation and parsing fit nothing
+        from threadpoolctl import threadpool_limits  # imported here: not needed to evaluate or parse
 
-        with threadpool_limits(1, "blas"):  # many short calls: its threads would spin longer than they work
+        with threadpool_limits(1, "blas"):  # in many short calls threads busy-wait longer than they work
             candidates = _climb(soft_f)
     elif method == "neldermead":
         found = minimize(
@@ -135,7 +136,7 @@ def fit_modulation(soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, 
 
 
 def _climb(soft_f: SoftF) -> list[Pair]:
-    """Where L-BFGS-B ends at each sharpness; the best start's path is followed."""
+    """Return the optimum of L-BFGS-B at each sharpness, from the best initial pair, each started at the last one."""
 
     def negative(pair: np.ndarray, sharpness: float) -> tuple[float, np.ndarray]:
         value, gradient = soft_f(pair, sharpness)

@@ -8,11 +8,11 @@ Four rows of convolutions work on the image at full, 1/2, 1/4 and 1/8 size::
     row 4 (1/8)   conv --'-- conv --'-- conv --'-- conv --'
                   round 0    round 1    round 2    round 3    output integration
 
-Before each of rounds 1 to 3 every row concatenates its own maps, the finer
-neighbour's, max-pooled, and the coarser neighbour's, upsampled (Sec. 2.2).
-Output integration carries row 4 up into row 1 (Sec. 2.3).
+Before each of rounds 1 to 3 every row concatenates its own feature maps, the
+finer row's (max-pooled) and the coarser row's (upsampled) (Sec. 2.2).
+Output integration merges the rows from row 4 up to row 1 (Sec. 2.3).
 
-The preset "separate" lacks these links, and has as many parameters: what is the paper's idea worth?
+The preset "separate" has no such links but as many parameters; it measures what interlinking contributes.
 """
 
 from dataclasses import dataclass, replace
@@ -25,17 +25,17 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Preset:
-    """What the paper's text, the authors' released program, and a network without links do differently.
+    """Architecture variant: as in the paper, as in the authors' released program, or without links.
 
     Attributes
     ----------
     pyramid : layer that halves the input image
     down : layer that halves feature maps in an interlinking layer
-    up : layer that doubles them
-    first_window : window of the first convolution
-    initial : first weights, see `minicnn.layers.Conv2D`
-    channels : maps of each row
-    interlinked : whether rows exchange maps before output integration
+    up : layer that doubles feature maps
+    first_window : kernel size of the first convolution
+    initial : weight initialisation, see `minicnn.layers.Conv2D`
+    channels : feature maps of each row
+    interlinked : True if the rows exchange feature maps before output integration
     """
 
     pyramid: Layer
@@ -66,7 +66,7 @@ def icnn_graph(labels: int, size: int, preset: str = "paper") -> Graph:
     Parameters
     ----------
     labels : int
-        L, background included: 9 in stage 1; 2, 2, 2 and 4 in stage 2.
+        Number of classes L, including the background: 9 in stage 1; 2, 2, 2 and 4 in stage 2.
     size : int
         Side of the square input in pixels, a multiple of 8.
     preset : "paper", "released" or "separate"
@@ -74,12 +74,12 @@ def icnn_graph(labels: int, size: int, preset: str = "paper") -> Graph:
     Returns
     -------
     Graph
-        From images (3, size, size) to logits (labels, size, size).
+        Maps images (3, size, size) to logits (labels, size, size).
 
     Raises
     ------
     ValueError
-        For fewer than 2 labels, another size, or an unknown preset.
+        For fewer than 2 classes, an invalid size, or an unknown preset.
     """
     if labels < 2:
         raise ValueError(f"expected at least 2 labels, background and one part, got {labels}")
@@ -96,13 +96,13 @@ def icnn_graph(labels: int, size: int, preset: str = "paper") -> Graph:
 
 
 def _convolution(graph: Graph, name: str, source: str, filters: int, window: int, preset: Preset) -> str:
-    """Convolution and tanh: eq. (1)."""
+    """Add a convolution and tanh, eq. (1); return the name of the output."""
     graph.add(f"{name}/conv", Conv2D(filters, window, preset.initial), source)
     return graph.add(f"{name}/tanh", Tanh(), f"{name}/conv")
 
 
 def _round0(graph: Graph, size: int, preset: Preset) -> list[str]:
-    """The input pyramid (Sec. 2.6) and the first convolution of every row."""
+    """Add the input pyramid (Sec. 2.6) and the first convolution of every row; return the output names."""
     rows = []
     image = graph.add("image", Input(3, size, size))
     for k, filters in enumerate(preset.channels, start=1):
@@ -113,7 +113,7 @@ def _round0(graph: Graph, size: int, preset: Preset) -> list[str]:
 
 
 def _round(graph: Graph, rows: list[str], number: int, preset: Preset) -> list[str]:
-    """The convolution of every row, behind an interlinking layer if there is one."""
+    """Add the convolution of every row, after an interlinking layer if the preset has them; return the output names."""
     sources = _interlink(graph, rows, number, preset) if preset.interlinked else rows
     return [
         _convolution(graph, f"row{k}/round{number}", source, filters, 5, preset)
@@ -122,7 +122,7 @@ def _round(graph: Graph, rows: list[str], number: int, preset: Preset) -> list[s
 
 
 def _interlink(graph: Graph, rows: list[str], number: int, preset: Preset) -> list[str]:
-    """An interlinking layer (Sec. 2.2), for every row: [own | finer | coarser]."""
+    """Add an interlinking layer (Sec. 2.2): for every row the concatenation [own | finer | coarser]."""
     linked = []
     for k, own in enumerate(rows, start=1):
         name = f"row{k}/round{number}"
@@ -136,7 +136,7 @@ def _interlink(graph: Graph, rows: list[str], number: int, preset: Preset) -> li
 
 
 def _integrate(graph: Graph, rows: list[str], labels: int, preset: Preset) -> None:
-    """Sec. 2.3: from the coarsest row up, then the last convolution, without f."""
+    """Add output integration (Sec. 2.3): from the coarsest row up, then the last convolution, without tanh."""
     coarser = rows[-1]
     filters = {3: 24, 2: 16, 1: 2 * (labels - 1) + 8}
     for k in (3, 2, 1):

@@ -1,4 +1,4 @@
-"""Patches of stage 2: cut around part centres, mirrored for the right side, and pasted back (Sec. 3, Fig. 2)."""
+"""Patches of stage 2: cropped around part centres, mirrored for the right side, and pasted back (Sec. 3, Fig. 2)."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,15 @@ from icnn.stages import Patch
 
 
 def patch_origin(centre: np.ndarray, size: int, shape: tuple[int, int]) -> tuple[int, int]:
-    """Whole-pixel top-left corner (x, y) of the patch around `centre` in an image of `shape` (H, W).
+    """Return the top-left corner (x, y) in whole pixels of the patch around `centre` in an image of `shape` (H, W).
 
-    Halves go towards the image's middle, so that the patch of a mirrored image is the mirrored patch.
+    Half pixels are rounded towards the middle of the image, so that mirroring the image mirrors the patch.
     """
     corner = []
     for position, length in zip(centre, (shape[1], shape[0]), strict=True):
         exact = position - (size - 1) / 2
         below = np.floor(exact)
-        if abs(exact - below - 0.5) < 1e-6:  # centres scaled back from stage 1 are halves but for rounding
+        if abs(exact - below - 0.5) < 1e-6:  # a half, up to rounding errors of the scaled centre
             nearest = below if exact > (length - size) / 2 else below + 1
         else:
             nearest = np.rint(exact)
@@ -27,18 +27,18 @@ def patch_origin(centre: np.ndarray, size: int, shape: tuple[int, int]) -> tuple
 
 
 def cut_patch(image: np.ndarray, origin: tuple[int, int], patch: Patch) -> tuple[np.ndarray, np.ndarray]:
-    """The patch as the network sees it, mirrored for right sides, and which of its pixels are in the image.
+    """Crop a patch as its network gets it, mirrored for the right side, with a mask of its pixels in the image.
 
     Parameters
     ----------
     image : (H, W, C)
-    origin : (x, y), top-left corner, may lie outside the image
+    origin : (x, y), top-left corner, possibly outside the image
     patch : Patch
 
     Returns
     -------
-    values : (S, S, C), 0 outside the image
-    inside : (S, S) bool
+    values : (S, S, C), dtype of `image`, 0 outside the image
+    inside : (S, S) bool, True for pixels in the image
     """
     size = patch.size
     values = np.zeros((size, size, image.shape[2]), image.dtype)
@@ -52,7 +52,7 @@ def cut_patch(image: np.ndarray, origin: tuple[int, int], patch: Patch) -> tuple
 
 
 def _overlap(origin: tuple[int, int], size: int, shape: tuple[int, ...]) -> tuple[tuple, tuple]:
-    """Slices of the part of a patch that lies in an image of `shape`: in the patch, and in the image."""
+    """Return the overlap of a patch and an image of `shape`, as slices of the patch and slices of the image."""
     in_patch, in_image = [], []
     for start, length in zip(origin[::-1], shape, strict=True):
         first, stop = max(0, start), max(0, min(length, start + size))
@@ -62,12 +62,12 @@ def _overlap(origin: tuple[int, int], size: int, shape: tuple[int, ...]) -> tupl
 
 
 def network_input(image: np.ndarray, origin: tuple[int, int], patch: Patch) -> np.ndarray:
-    """`cut_patch`, normalised over its in-image pixels: (3, S, S) float32."""
+    """Crop a patch (`cut_patch`) and normalise it over its pixels in the image; return (3, S, S) float32."""
     return normalise(*cut_patch(image, origin, patch))
 
 
 def _placed(p: np.ndarray, patch: Patch, origin: tuple[int, int], shape: tuple[int, int]) -> tuple[np.ndarray, tuple]:
-    """A patch's maps (L, S, S), turned back if it was mirrored, as far as they lie in an image; and where there."""
+    """Return the in-image part of a patch's maps (L, S, S), mirrored back if needed, and its slices of the image."""
     if patch.mirrored:
         p = p[:, :, ::-1]
     here, there = _overlap(origin, patch.size, shape)
@@ -80,16 +80,16 @@ def paste_patches(
     origins: Sequence[tuple[int, int]],
     probabilities: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Full label map of ids from the patches' softmax maps (Sec. 3.2).
+    """Combine the softmax maps of the patches into a full label map of ids (Sec. 3.2).
 
-    Each patch is turned back if it was mirrored and takes its arg-max. Where patches overlap the part with the
-    highest probability wins, then the lower id; a patch's background means only "not my part" and beats nothing.
+    Each patch is mirrored back if needed, and its arg-max taken. Where patches overlap, the part with the highest
+    probability wins, then the lower id; the background label of a patch never overrides a part of another patch.
 
     Parameters
     ----------
     shape : (H, W)
-    patches, origins : of one length
-    probabilities : (L, S, S) each
+    patches, origins : sequences of Patch and (x, y), equally long
+    probabilities : sequence of (L, S, S) float arrays, one for each patch
 
     Returns
     -------
@@ -113,11 +113,11 @@ def joint_probabilities(
     origins: Sequence[tuple[int, int]],
     probabilities: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Probability of every id at every pixel, from the patches' softmax maps.
+    """Combine the softmax maps of the patches into the probability of every id at every pixel.
 
-    A part is as probable as its patch says, nothing outside; the background as the patch says that is surest of a
-    part. Where patches overlap all are scaled to a sum of 1. Arguments are those of `paste_patches`, whose labels are
-    the arg-max of this, but for pixels where two patches disagree.
+    A part has the probability from its own patch, and 0 outside it; the background has the lowest background
+    probability of all patches at the pixel. The sum is normalised to 1. The arguments are those of `paste_patches`,
+    whose labels are the arg-max of this result, except at pixels where two patches disagree.
 
     Returns
     -------

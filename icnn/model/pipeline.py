@@ -1,4 +1,4 @@
-"""Stage 1, patches, stage 2, full label map (Fig. 2)."""
+"""Two-stage pipeline: stage 1, patches, stage 2, full label map (Fig. 2)."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from icnn.model.weights import read_network
 from icnn.stages import NETWORKS, PATCHES, STAGE2, Patch
 from minicnn import Plan
 
-#: A network in use: normalised images (n, 3, S, S) float32 -> logits (n, L, S, S).
+#: Inference function of a network: normalised images (n, 3, S, S) float32 -> logits (n, L, S, S).
 Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class Located(NamedTuple):
-    """Part centres of n images: (n, 6, 2) x and y in image pixels, which were found (n, 6), stage 1's labels."""
+    """Result of stage 1: centres (n, 6, 2), x and y in image pixels; found (n, 6) bool; labels (n, 64, 64) uint8."""
 
     centres: np.ndarray
     found: np.ndarray
@@ -29,36 +29,36 @@ class Located(NamedTuple):
 
 
 class PatchLogits(NamedTuple):
-    """Stage 2 on n images, for each of the six patches: top-left corners (n, 2) and logits (n, L, S, S)."""
+    """Result of stage 2 on n images, for each of the six patches: top-left corners (n, 2), logits (n, L, S, S)."""
 
     origins: list[np.ndarray]
     logits: list[np.ndarray]
 
 
-USUAL_SIDE = 256.0  # of the photographs of Smith et al., for weights that do not say
-#: Scales of a face that stage 2 takes as they come: augmentation covers them, and resampling costs sharpness.
+USUAL_SIDE = 256.0  # pixels, of the photographs of Smith et al.; for weights without a side
+#: Relative face sizes that are not resampled for stage 2: augmentation covers them, and resampling costs sharpness.
 _ABOUT = 0.75, 1.33
-_LARGEST = 2048  # pixels that a photograph's larger side grows to at most
+_LARGEST = 2048  # upper limit of a photograph's larger side after enlarging, pixels
 
 
 class Pipeline:
-    """The two stages.
+    """The two stages of face parsing.
 
     Parameters
     ----------
     networks : mapping of name to Predict
-        All five names of `icnn.stages.NETWORKS`.
-    pairs : mapping of name to (beta, beta0)
-        Background modulation of the stage-2 networks; (1, 0) where absent.
+        All five networks of `icnn.stages.NETWORKS`.
+    pairs : mapping of name to (beta, beta0), optional
+        Background modulation of the stage-2 networks; (1, 0) for missing names.
     layout : (6, 2)
-        Usual part centres in a stage-1 square of side 1: the fallback for parts that stage 1 does not find.
+        Mean part centres in a stage-1 square of side 1: the fallback for parts that stage 1 does not find.
     side : float
-        Larger side of the photographs that the networks were trained on, pixels: with `layout`, the size of a face.
+        Larger side of the training photographs, pixels; with `layout` it gives the mean size of a face.
     recentre : float
-        Cut a patch once more where its part turns out to lie farther than so many pixels, along an axis, from its
-        middle; 0: never.
+        Crop a patch again around its part if the part's median is more than this many pixels from the middle of the
+        patch, along either axis; 0 disables.
     threads : int, optional
-        For what is done image by image, beside the networks; default: all cores.
+        CPU threads for the work per image outside the networks; default: all cores.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Pipeline:
         self.threads = threads
 
     def locate(self, images: Sequence[np.ndarray]) -> Located:
-        """Stage 1 (Sec. 3.1): part centres of images (H, W, 3) uint8, sizes may differ."""
+        """Run stage 1 (Sec. 3.1): part centres of images (H, W, 3) uint8, which may differ in size."""
         boxes, insides, inputs = zip(*side_by_side(_square, images, self.threads), strict=True)
         logits = self.networks["stage1"](np.stack(inputs))
         labels = np.where(np.stack(insides), logits.argmax(1), 0).astype(np.uint8)
@@ -89,9 +89,9 @@ class Pipeline:
         return Located(centres, ~np.isnan(square[..., 0]), labels)
 
     def label_patches(self, images: Sequence[np.ndarray], centres: np.ndarray) -> PatchLogits:
-        """Stage 2 (Sec. 3.2): logits, before modulation, of the patches around `centres` (n, 6, 2).
+        """Run stage 2 (Sec. 3.2): logits, before modulation, of the patches around `centres` (n, 6, 2).
 
-        With `recentre` those whose part lies aside are cut and labelled once more, around its median.
+        With `recentre`, patches with an off-centre part are cropped again around its median and labelled again.
         """
         origins, logits = [], []
         for number, patch in enumerate(PATCHES):
@@ -112,7 +112,7 @@ class Pipeline:
     def _recentred(
         self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch, logits: np.ndarray
     ) -> dict[int, tuple[int, int]]:
-        """Number of image -> better corner (x, y), of the patches whose part is not in their middle."""
+        """Return {image index: new corner (x, y)} for the patches with an off-centre part."""
         moved = {}
         for n, labels in enumerate(logits.argmax(1)):
             y, x = np.nonzero(labels[:, ::-1] if patch.mirrored else labels)
@@ -127,26 +127,26 @@ class Pipeline:
     def _label_patch(
         self, images: Sequence[np.ndarray], corners: Sequence[tuple[int, int]], patch: Patch
     ) -> np.ndarray:
-        """Logits (n, L, S, S) of one patch of every image."""
+        """Compute the logits (n, L, S, S) of one patch of every image."""
         pairs = zip(images, corners, strict=True)
         return self.networks[patch.network](np.stack([network_input(image, corner, patch) for image, corner in pairs]))
 
     def labels_of_patch(self, patch: Patch, logits: np.ndarray) -> np.ndarray:
-        """Ids (n, S, S) uint8 of one patch as its network sees it, mirrored for right sides; modulation applied."""
+        """Return the ids (n, S, S) uint8 of one patch after modulation, in the patch's (mirrored) orientation."""
         return patch.to_ids()[probabilities(logits, self.pairs[patch.network]).argmax(1)]
 
     def paste(self, shapes: Sequence[tuple[int, int]], patches: PatchLogits) -> list[np.ndarray]:
-        """Full label maps (H, W) uint8 of ids from `label_patches`, modulation applied."""
+        """Return full label maps (H, W) uint8 of ids from the result of `label_patches`, after modulation."""
         return [
             paste_patches(shape, PATCHES, *placed) for shape, placed in zip(shapes, self._placed(patches), strict=True)
         ]
 
     def joint_probabilities(self, shape: tuple[int, int], patches: PatchLogits) -> list[np.ndarray]:
-        """Probability of every id (H, W, 9) float32 in images of one shape, modulation applied."""
+        """Return the probabilities of all ids, (H, W, 9) float32 for each image of one `shape`, after modulation."""
         return [joint_probabilities(shape, PATCHES, *placed) for placed in self._placed(patches)]
 
     def _placed(self, patches: PatchLogits) -> Iterator[tuple[list[tuple[int, int]], list[np.ndarray]]]:
-        """Corners and softmax maps of the six patches, image by image."""
+        """Yield the corners and the modulated softmax maps of the six patches for each image."""
         p = [
             probabilities(logits, self.pairs[patch.network])
             for patch, logits in zip(PATCHES, patches.logits, strict=True)
@@ -155,10 +155,15 @@ class Pipeline:
             yield [tuple(corners[n]) for corners in patches.origins], [maps[n] for maps in p]
 
     def label(self, images: Sequence[np.ndarray], centres: np.ndarray) -> list[np.ndarray]:
-        """Label maps (H, W) uint8 of ids from part centres (n, 6, 2), by stage 2 at the scale of the training data.
+        """Label images from part centres (n, 6, 2), with stage 2 at the scale of the training data.
 
-        A face that is nearly as large as those is left as it is; else its photograph is resampled before, and the
-        labels after.
+        A photograph is resampled before stage 2 if its face is not close in size to the training faces; its labels are
+        then resampled back.
+
+        Returns
+        -------
+        list of (H, W) uint8
+            Label maps of ids.
         """
         shapes = [image.shape[:2] for image in images]
         factors = [self._factor(points, max(shape)) for points, shape in zip(centres, shapes, strict=True)]
@@ -172,29 +177,29 @@ class Pipeline:
         for n, factor in enumerate(factors):
             if factor != 1:
                 shares = resize(maps_of(maps[n]), shapes[n])
-                maps[n] = np.rint(shares).argmax(-1).astype(np.uint8)  # rounded: a tie is one from either side
+                maps[n] = np.rint(shares).argmax(-1).astype(np.uint8)  # rounded: the same ties in a mirror image
         return maps
 
     def _factor(self, centres: np.ndarray, side: int) -> float:
-        """By what to resample a photograph with these centres (6, 2); 1 where its face is about as large as usual."""
+        """Return the factor to resample a photograph by, from its centres (6, 2); 1 if the face has about mean size."""
         scale = face_scale(centres, self.layout * self.side)
         if _ABOUT[0] < scale < _ABOUT[1]:
             return 1.0
         return min(1 / max(scale, 1e-6), max(1.0, _LARGEST / side))
 
     def warm_up(self) -> None:
-        """Run every network once, on an image of zeros: kernels that are not compiled yet are compiled now."""
+        """Run every network once on an image of zeros, which compiles all missing kernels."""
         for name, predict in self.networks.items():
             size = NETWORKS[name].size
             predict(np.zeros((1, 3, size, size), np.float32))
 
     def parse(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Label maps (H, W) uint8 of ids of images (H, W, 3) uint8, both stages."""
+        """Run both stages on images (H, W, 3) uint8; return label maps (H, W) uint8 of ids."""
         return self.label(images, self.locate(images).centres)
 
 
 def _square(image: np.ndarray) -> tuple[Letterbox, np.ndarray, np.ndarray]:
-    """How an image lies in the square of stage 1, which pixels it fills there, and what the network gets."""
+    """Return an image's letterbox in the stage-1 square, the mask of the pixels it covers, and the network's input."""
     size = NETWORKS["stage1"].size
     box = Letterbox.of(image.shape[0], image.shape[1], size)
     values, inside = warp(image, box.matrix(), size)
@@ -202,7 +207,7 @@ def _square(image: np.ndarray) -> tuple[Letterbox, np.ndarray, np.ndarray]:
 
 
 def predictor(plan: Plan) -> Predict:
-    """A plan as `Predict`: any number of images, a batch at a time, logits copied out."""
+    """Wrap a plan as `Predict`: any number of images, run in batches, with the logits copied to the host."""
 
     def predict(images: np.ndarray) -> np.ndarray:
         batches = range(0, len(images), plan.batch)
@@ -212,7 +217,18 @@ def predictor(plan: Plan) -> Predict:
 
 
 def load_pipeline(folder: str | os.PathLike, backend: str, batch: int, threads: int | None = None) -> Pipeline:
-    """Build the five networks from RUN/weights (or RUN itself), to be used as they were when their pairs were fitted.
+    """Build the pipeline from the weights in RUN/weights, with the settings that its pairs were fitted with.
+
+    Parameters
+    ----------
+    folder : path
+        RUN or RUN/weights.
+    backend : str
+        Name for `minicnn.kernels.get_backend`.
+    batch : int
+        Images, or patches, per forward pass.
+    threads : int, optional
+        CPU threads; default: all cores.
 
     Raises
     ------

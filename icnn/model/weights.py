@@ -1,4 +1,4 @@
-"""The file of one network's weights: what it says besides its parameters, and why it is refused."""
+"""Read and validate a weights file: parameters, modulation, layout, model card."""
 
 import json
 from pathlib import Path
@@ -13,30 +13,30 @@ from icnn.stages import NETWORKS, PATCHES
 from minicnn import Graph
 from minicnn.checkpoint import CheckpointError, check_fit, load_tensors
 
-#: The weights that come with the package.
+#: Folder of the weights shipped with the package.
 SHIPPED = Path(__file__).parents[1] / "weights"
 
 
 class StoredNetwork(NamedTuple):
-    """One network as its training left it.
+    """Trained network, read from its weights file.
 
     Attributes
     ----------
     graph : Graph
     parameters : dict of str to float32 array
-        By the names of the graph's parameters.
+        Keyed by the names of the graph's parameters.
     pair : (beta, beta0)
         Background modulation (Sec. 4.2); (1, 0) if it was not fitted.
     layout : (6, 2) float64 or None
-        Usual part centres in a stage-1 square of side 1, if the file says.
+        Mean part centres in a stage-1 square of side 1; None if the file has none.
     side : float or None
-        Larger side of the photographs it was trained on, pixels, if the file says.
+        Larger side of the training photographs, pixels; None if the file has none.
     recentre : float
-        How `icnn.model.pipeline.Pipeline` was set when the pair was fitted.
+        Setting of `icnn.model.pipeline.Pipeline` with which the pair was fitted.
     metadata : dict of str to str
-        All that the file says besides.
+        All metadata of the file.
     card : dict
-        What the training said of the weights: data, terms, scores, config; empty if it said nothing.
+        Model card written by the training: data, terms, scores, config; empty if the file has none.
     """
 
     graph: Graph
@@ -50,12 +50,12 @@ class StoredNetwork(NamedTuple):
 
 
 def _weights_folder(folder: Path) -> Path:
-    """RUN/weights of a RUN, or a folder of weights itself.
+    """Return RUN/weights for a RUN folder, or a folder of weights itself.
 
     Raises
     ------
     InputError
-        If there is no such folder.
+        If the folder does not exist.
     """
     inside = folder / "weights"
     if inside.is_dir():
@@ -66,12 +66,19 @@ def _weights_folder(folder: Path) -> Path:
 
 
 def read_network(folder: Path, name: str) -> StoredNetwork:
-    """Read one network of a folder of weights.
+    """Read one network from a folder of weights.
+
+    Parameters
+    ----------
+    folder : Path
+        RUN or RUN/weights.
+    name : str
+        Key of `icnn.stages.NETWORKS`.
 
     Raises
     ------
     InputError
-        If its file is missing, damaged, or of another network.
+        If the file is missing, damaged, or of another network.
     """
     path = _weights_folder(folder) / f"{name}.safetensors"
     try:

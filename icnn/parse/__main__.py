@@ -1,4 +1,4 @@
-"""``python -m icnn.parse``: label the faces of photographs and folders."""
+"""``python -m icnn.parse``: label the faces in photographs and in folders of photographs."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ from icnn.parse.results import FacePrediction, described
 from minicnn.checkpoint import atomic_path
 from minicnn.distributed import join
 
-#: What --parts understands besides the names of `icnn.classes.PARTS`.
+#: Group names accepted by --parts besides the names of `icnn.classes.PARTS`.
 GROUPS = {
     "eyebrows": (1, 3),
     "eyes": (2, 4),
@@ -37,7 +37,7 @@ GROUPS = {
 
 
 class _Read(NamedTuple):
-    """A job with its photograph and the boxes that are given."""
+    """Job with its decoded photograph and the face boxes given by the user."""
 
     job: Job
     photograph: np.ndarray
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for message in bad if count > 1 else ():
         print(f"icnn.parse: {message}", file=sys.stderr, flush=True)
     all_bad = np.array([len(bad)])
-    comm.all_reduce(all_bad)  # all have said what was wrong before any ends with 2
+    comm.all_reduce(all_bad)  # all processes report their errors before any of them exits with code 2
     if all_bad[0]:
         raise InputError(bad[0] if count == 1 and bad else f"{all_bad[0]} of {count} photographs could not be parsed")
     return 0
@@ -110,7 +110,7 @@ def _parser() -> Parser:
 
 
 def chosen_parts(text: str) -> tuple[int, ...]:
-    """Argument type: ids of the parts and groups that a text names, separated by commas."""
+    """Parse a comma-separated list of part and group names into sorted ids (argparse type)."""
     known = GROUPS | {name: (part,) for part, name in enumerate(PARTS) if part}
     ids: set[int] = set()
     for name in text.split(","):
@@ -121,7 +121,7 @@ def chosen_parts(text: str) -> tuple[int, ...]:
 
 
 def make_folder(out: Path) -> None:
-    """Make --out; raise InputError, before any work, where it cannot be or may not be written to."""
+    """Create the output folder; raise InputError, before any work, if that fails or it is not writable."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -130,11 +130,11 @@ def make_folder(out: Path) -> None:
         raise InputError(f"{out}: expected a folder that may be written to, got one that may not; try another --out")
 
 
-# ---------------------------------------------------------------- the work
+# ---------------------------------------------------------------- processing
 
 
 class _Work:
-    """Reads ahead, labels in batches, writes behind: decoding and encoding run beside the networks."""
+    """Batch processing of photographs; decoding and encoding run in threads concurrently with the networks."""
 
     def __init__(
         self,
@@ -151,11 +151,11 @@ class _Work:
         self._out = out
 
     def has_done(self, job: Job) -> bool:
-        """Whether the photograph's last result is there."""
+        """Return True if the result file that is written last exists."""
         return _beside(self._out / job.stem, _LAST).exists()
 
     def run(self, jobs: Iterable[Job], batch: int, signals: Signals) -> list[str]:
-        """Parse all; what was wrong with those that could not be."""
+        """Parse all photographs and return the error messages of those that failed."""
         bad: list[str] = []
         chunk: list[_Read] = []
         writing: deque[Future] = deque()
@@ -182,7 +182,7 @@ class _Work:
         return bad
 
     def _ahead(self, jobs: Iterable[Job], depth: int, pool: ThreadPoolExecutor) -> "Iterator[tuple[Job, Future]]":
-        """Jobs with their photographs, `depth` of which are being read at any time."""
+        """Yield jobs with futures of their photographs, reading up to `depth` ahead."""
         reading: deque[tuple[Job, Future]] = deque()
         try:
             for job in jobs:
@@ -215,7 +215,7 @@ class _Work:
             yield read, faces
 
     def _write(self, read: _Read, faces: list[FacePrediction]) -> None:
-        """All results of one photograph, from resampling to its own size on: beside the networks of the next."""
+        """Resample the labels to full size and write all results, concurrently with the next batch."""
         photograph, target = read.photograph, self._out / read.job.stem
         parsed = result_of(photograph.shape[:2], faces)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ class _Work:
             path.write_text(json.dumps(described(read.job.source, parsed), indent=1) + "\n")
 
 
-_LAST = ".json"  # the result that says that all are there
+_LAST = ".json"  # written last, so its existence means that all results are complete
 
 
 def _beside(target: Path, ending: str) -> Path:
@@ -238,7 +238,7 @@ def _beside(target: Path, ending: str) -> Path:
 
 def _save(image: Image.Image, path: Path) -> None:
     with atomic_path(path) as temporary:
-        image.save(temporary, "PNG", compress_level=3)  # half the time of the default for a tenth more bytes
+        image.save(temporary, "PNG", compress_level=3)  # half the time of the default level for 10 % more bytes
 
 
 if __name__ == "__main__":

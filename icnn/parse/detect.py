@@ -1,23 +1,23 @@
-"""Faces by the detector that comes with OpenCV (extra `detect`): upright and frontal ones, any number."""
+"""Detection of any number of upright frontal faces with OpenCV's detector (extra `detect`)."""
 
 import numpy as np
 
 from icnn.data.face_box import Box
 from icnn.errors import InputError
 
-#: A box of the detector against ours, eyebrows to chin: our length, and how far our middle lies below its, as shares of
-#: its width. Medians over the tuning split of the project's Helen photographs, of which it finds 95 %.
+#: Conversion of a detector box to ours (eyebrows to chin): our length, and the downward offset of our centre, both
+#: as fractions of its width. Medians over the tuning split of the project's Helen photographs; it detects 95 % of them.
 _LENGTH, _BELOW = 140 / 162, 24.5 / 162
-_LARGEST = 1024  # pixels of the larger side that it looks at; larger photographs are scaled down
+_LARGEST = 1024  # maximum side in pixels of the detector's input; larger photographs are scaled down
 
 
 def detector():
-    """A function from photographs (H, W, 3) uint8 to boxes of faces.
+    """Return a function that maps a photograph (H, W, 3) uint8 to a list of face `Box`.
 
     Raises
     ------
     InputError
-        If OpenCV is not installed, or is a version without the detector.
+        If OpenCV is not installed or its version lacks the detector.
     """
     try:
         import cv2

@@ -1,4 +1,4 @@
-"""Which photographs there are to parse, and what their results are called: folder by folder, however many there are."""
+"""Enumeration of the photographs to parse and naming of their results, lazily, one folder at a time."""
 
 import os
 from collections import Counter
@@ -10,7 +10,7 @@ from zlib import crc32
 
 from icnn.errors import InputError
 
-#: Files of a folder that are taken for photographs.
+#: Suffixes of the files in a folder that are treated as photographs.
 SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
@@ -18,32 +18,39 @@ _RESULTS = ("_labels.png", "_overlay.png", "_mask.png")
 
 
 class Job(NamedTuple):
-    """One photograph, and where its results go: below --out, without their endings."""
+    """One photograph and the path of its results: relative to --out, without their endings."""
 
     source: Path
     stem: Path
 
     def belongs_to(self, rank: int, size: int) -> bool:
-        """Whether this one of so many processes parses it.
+        """Return True if process `rank` of `size` parses this photograph.
 
-        Its path decides, not its place among the others: processes that look into a folder at different times, while
-        files come and go, leave none out.
+        The choice depends on its path, not on its position in the list: no photograph is skipped if files appear or
+        disappear while the processes list a folder at different times.
         """
         return crc32(os.fsencode(self.source)) % size == rank
 
 
 def jobs_of(inputs: Sequence[Path], out: Path) -> Iterator[Job]:
-    """All photographs of the inputs, each once, and names for their results that do not meet.
+    """Yield each photograph of the inputs once, with a unique name for its results.
 
-    A file's results are named after it, those of a folder's files after their path in it. Names that would meet begin
-    at the deepest folder that all of the inputs share; what differs from another in its suffix only, keeps that.
-    Links to folders are not followed, so that no loop can be, and what lies in `out` is left out. In memory are the
-    inputs and the names of one folder at a time.
+    Results are named after the file, or after its path relative to the input folder. On collision, names start at
+    the deepest folder common to all inputs; files that differ only in suffix keep it. Links to folders are not
+    followed, which excludes loops, and files in `out` are skipped. Memory holds only the inputs and the names of one
+    folder at a time.
+
+    Parameters
+    ----------
+    inputs : sequence of Path
+        Files and folders.
+    out : Path
+        Output folder.
 
     Raises
     ------
     InputError
-        Before the first job, if a folder has no photographs. That a file does not exist is found by reading it.
+        Before the first job, if a folder has no photographs. A missing file is only detected when it is read.
     """
     roots, results = {path.resolve(): path for path in inputs if path.is_dir()}, out.resolve()
     folders, apart = list(roots.values()), {results, *roots}
@@ -79,7 +86,7 @@ def _home(file: Path) -> Path:
 
 
 def _key(name: str) -> str:
-    """What results are named after, without regard to case: not every system tells `A` from `a`."""
+    """Return the case-folded stem of a file name, because some file systems ignore case."""
     return Path(name).stem.casefold()
 
 
@@ -88,7 +95,7 @@ def _is_photograph(name: str) -> bool:
 
 
 def _walk(folder: Path, apart: Collection[Path]) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and those below that have photographs, but for those `apart`, with their names by `_key`."""
+    """Yield `folder` and its subfolders with photographs, except those in `apart`; names sorted by `_key`."""
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if Path(where, name).resolve() not in apart)
         if found := sorted(filter(_is_photograph, names), key=lambda name: (_key(name), name)):
@@ -96,13 +103,13 @@ def _walk(folder: Path, apart: Collection[Path]) -> Iterator[tuple[Path, list[st
 
 
 def _is_found(real: Path, roots: Collection[Path], out: Path) -> bool:
-    """Whether walking the folders comes across this file; all paths are resolved."""
+    """Return True if walking the input folders yields this file; all paths are resolved."""
     in_results = out in real.parents and any(root in out.parents for root in roots)
     return _is_photograph(real.name) and not in_results and any(root in real.parents for root in roots)
 
 
 def _stems(folders: Sequence[Path], below: Path) -> set[str]:
-    """Keys of the photographs at one place in each of the folders."""
+    """Return the keys of the photographs in subfolder `below` of each folder."""
     places = [folder / below for folder in folders]
     names = (path.name for place in places if place.is_dir() for path in place.iterdir())
     return {_key(name) for name in names if _is_photograph(name)}

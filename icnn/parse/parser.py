@@ -225,7 +225,7 @@ def _part(labels: np.ndarray, part: int, corner: tuple[int, int], confidence: fl
 
 
 def box_of(numbers: Sequence[float], shape: tuple[int, int]) -> Box:
-    """The square around a face given as (x, y, width, height), eyebrows to chin and ear to ear, in a photograph (H, W).
+    """Convert a face given as (x, y, width, height), eyebrows to chin and ear to ear, to a square box.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def box_of(numbers: Sequence[float], shape: tuple[int, int]) -> Box:
 
 
 def numbers_of(text: str) -> tuple[float, ...]:
-    """The numbers of a face's box as people write it, X,Y,W,H; `box_of` looks at how many and what they are.
+    """Parse a face box written as X,Y,W,H; `box_of` checks the numbers.
 
     Raises
     ------
@@ -260,7 +260,7 @@ def numbers_of(text: str) -> tuple[float, ...]:
 
 
 def as_photograph(image: "np.ndarray | Image.Image") -> np.ndarray:
-    """(H, W, 3) uint8 of a PIL image or an array.
+    """Convert a PIL image or an array to (H, W, 3) uint8 RGB.
 
     Raises
     ------

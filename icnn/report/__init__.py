@@ -1,1 +1,1 @@
-"""``python -m icnn.report``: compare runs; the page of one run."""
+"""``python -m icnn.report``: compare training runs and write the report of one run."""

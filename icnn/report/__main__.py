@@ -1,4 +1,4 @@
-"""``python -m icnn.report``: runs beside each other, finished or not: scores, validation, settings that differ."""
+"""``python -m icnn.report``: compare runs, finished or not: scores, validation F and differing settings."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -18,16 +18,18 @@ from icnn.train.run_folder import Run
 
 @dataclass(frozen=True)
 class Compared:
-    """What is compared of one run.
+    """Data of one run in the comparison.
 
     Attributes
     ----------
     name : str
-        Its folder's, or as much of the path as tells it from others.
+        Name of its folder, with as many parent folders as make it unique.
     settings : dict of str to str
+        Flattened configuration.
     log : list of dict
+        Entries of log.jsonl.
     evaluation : dict
-        Empty before the end of the training.
+        Contents of evaluation.json; empty until training has finished.
     """
 
     name: str
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or as many as it takes for no two to be alike."""
+    """Return the shortest path suffixes, all of one depth, that distinguish the folders."""
     parts = [folder.resolve().parts for folder in folders]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(set(parts)):
@@ -67,12 +69,12 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def read_run(folder: Path, name: str) -> Compared:
-    """Read a run's settings, log, and its evaluation if there is one.
+    """Read the settings and log of a run, and its evaluation if it exists.
 
     Raises
     ------
     InputError
-        If the folder is no run, or its evaluation is damaged.
+        If the folder is not a run, or its evaluation is corrupted.
     """
     the_run = Run(folder)
     config = load_config(the_run.config_path)
@@ -95,7 +97,7 @@ def _read_scores(path: Path) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- tables
 
-#: Heads, and rows that begin with a name.
+#: Column headings, and rows whose first cell is a name.
 _Table = tuple[list[str], list[list[str]]]
 
 

@@ -1,7 +1,7 @@
-"""Pieces of an HTML page that know nothing of faces: two charts as inline SVG, tables, pictures, a style.
+"""Generic building blocks of an HTML page: inline SVG charts, tables, images and a style sheet.
 
-The charts carry no colours of their own but classes that `PAGE_CSS` colours,
-so that one drawing serves a light and a dark page.
+The charts use CSS classes instead of colours. `PAGE_CSS` colours them, so the
+same SVG works on a light and on a dark page.
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-#: Style of the whole page, light and dark.
+#: Style sheet of the page, for light and dark mode.
 PAGE_CSS = """\
 :root { color-scheme: light dark; --paper: #fdfdfc; --ink: #1d1f23; --muted: #64686f; --grid: #e3e4e6;
   --first: #2a78d6; --second: #d0601a; --third: #2f8f4e; --fourth: #9a4fc0; --fifth: #b8901a; --sixth: #c2436f;
@@ -79,17 +79,17 @@ pre { overflow-x: auto; font-size: .8rem; line-height: 1.45; border: 1px solid v
 .chart .mark { stroke: var(--ink); stroke-dasharray: 3 3 }
 """
 
-# The drawing area inside a picture of WIDTH x HEIGHT user units; a unit is about a CSS pixel on a phone.
+# Plot area inside an SVG of WIDTH x HEIGHT user units; one unit is about one CSS pixel on a phone.
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 46, 350, 26, 180
 
-#: A line has no more points than this; more are averaged in groups, which also calms a noisy loss.
+#: Maximum number of points of a line; longer series are averaged in groups, which also smooths a noisy loss.
 POINTS = 300
 
-#: How many lines of one chart can be told apart.
+#: Number of distinguishable line colours in one chart.
 COLOURS = 6
 
-#: Longest side of a picture on the page, pixels; a larger photograph is scaled down to it.
+#: Maximum side of an image on the page, in pixels; larger images are scaled down.
 LONGEST = 512
 
 
@@ -100,11 +100,11 @@ class Series:
     Parameters
     ----------
     name : str
-        For the legend.
+        Label in the legend.
     points : sequence of (x, y)
-        In the order of x; where y is None or not finite there is no point.
+        Sorted by x; points whose y is None or not finite are skipped.
     colour : int
-        0 to COLOURS - 1.
+        Colour index, 0 to COLOURS - 1.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Series:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Where a value lies on the page, in user units, from `start` (at `low`) to `end` (at `high`)."""
+    """Map from values to user units: `low` to `start`, `high` to `end`, linear or logarithmic."""
 
     low: float
     high: float
@@ -129,17 +129,17 @@ class _Axis:
 
 
 def finite(value: Any) -> float | None:
-    """Return `value` as a float, or None where it is no finite number."""
+    """Return `value` as a float, or None if it is not a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def linear_ticks(low: float, high: float, most: int = 6, outwards: bool = False) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten.
+    """Return linear axis ticks: multiples of 1, 2 or 5 times a power of ten.
 
-    Those in [low, high], at most `most` + 1 of them; with `outwards` one more
-    at each end where that is needed to enclose both.
+    The ticks lie in [low, high] and are at most `most` + 1; with `outwards`
+    a tick is added at each end if needed to enclose `low` and `high`.
     """
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= (high - low) / most * (1 - 1e-9))
@@ -151,7 +151,7 @@ def linear_ticks(low: float, high: float, most: int = 6, outwards: bool = False)
 
 
 def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Ticks of a logarithmic axis in [low, high]: 1, 2 and 5 of each decade, or fewer for long axes."""
+    """Return logarithmic axis ticks in [low, high]: 1, 2 and 5 per decade, or fewer for long axes."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for leading in ((1, 2, 5), (1,)):
         ticks = [float(f"{digit}e{decade}") for decade in decades for digit in leading]
@@ -164,22 +164,22 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def line_chart(title: str, series: Sequence[Series], log: bool = False, legend: bool = True) -> str:
-    """Draw lines over steps.
+    """Draw a line chart over training steps.
 
     Parameters
     ----------
     title : str
-        What y is; stands above the axis.
+        Name of the y axis, drawn above it.
     series : sequence of Series
     log : bool
-        Logarithmic y; points that are not positive are left out.
+        Use a logarithmic y axis; non-positive points are skipped.
     legend : bool
-        Name the lines, if there are several; there is room for two.
+        Name the lines if there are several; only two names fit.
 
     Returns
     -------
     str
-        An <svg> element, or "" where no series has a point.
+        An <svg> element, or "" if no series has a point.
     """
     lines = [(line, points) for line in series if (points := _thin(_clean(line.points, log)))]
     if not lines:
@@ -190,7 +190,7 @@ def line_chart(title: str, series: Sequence[Series], log: bool = False, legend: 
     if log:
         low, high = min(values) / 1.1, max(values) * 1.1
         ticks = log_ticks(low, high)
-    else:  # the ticks enclose the values
+    else:  # the axis ends at the ticks that enclose the values
         ticks = linear_ticks(*_span(values), outwards=True)
         low, high = ticks[0], ticks[-1]
     y = _Axis(low, high, BOTTOM, TOP, log)
@@ -209,18 +209,18 @@ def histogram(
     marks: Sequence[tuple[float, str]],
     top: float,
 ) -> str:
-    """Draw how many values lie between successive edges.
+    """Draw a histogram of `values` with the given bin edges.
 
     Parameters
     ----------
     title : str
     values : sequence of float
     edges : sequence of float
-        Ascending; the first and last end the x axis.
+        Ascending bin edges; the first and last are the ends of the x axis.
     marks : sequence of (value, text)
-        Vertical lines with a label each, every label on a row of its own.
+        Labelled vertical lines; each label has its own row.
     top : float
-        Largest count of the y axis, so that two histograms can share it.
+        Maximum of the y axis, so that two histograms can share one scale.
 
     Returns
     -------
@@ -248,14 +248,14 @@ def _clean(points: Sequence[tuple[float, float | None]], log: bool) -> list[tupl
 
 
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Averages of consecutive groups, at most POINTS of them."""
+    """Average consecutive groups of points so that at most POINTS remain."""
     size = math.ceil(len(points) / POINTS)
     groups = (points[i : i + size] for i in range(0, len(points), max(size, 1)))
     return [(math.fsum(x for x, _ in g) / len(g), math.fsum(y for _, y in g) / len(g)) for g in groups]
 
 
 def _span(values: list[float]) -> tuple[float, float]:
-    """Ends of an axis: those of the values, apart even where these are the same but for rounding."""
+    """Return the range of the values, widened if they are equal up to rounding."""
     low, high = min(values), max(values)
     size = max(abs(low), abs(high))
     if high - low > 1e-9 * size:
@@ -288,14 +288,14 @@ def _line(x: _Axis, y: _Axis, points: list[tuple[float, float]], index: int) -> 
 
 
 def _legend(line: Series, place: int) -> str:
-    """The entry of a line above the drawing area, `place` entries from its right end."""
+    """Draw the legend entry of a line above the plot area, `place` entries from its right end."""
     x = RIGHT - 90 * place
     key = f'<line class="line s{line.colour}" x1="{x - 84}" y1="8" x2="{x - 68}" y2="8"/>'
     return key + _text(x - 63, 12, line.name, "start")
 
 
 def _number(value: float) -> str:
-    """A tick as short as it may be; the step's rounding error must not show."""
+    """Format a tick label compactly, without the rounding error of the step."""
     text = f"{value:,.0f}" if abs(value) >= 1000 and value == round(value) else f"{value:.4g}"
     return text.removeprefix("0") if text.startswith("0.") else text.replace("-", "−", 1)
 
@@ -317,36 +317,36 @@ def esc(text: object) -> str:
 
 
 def digits(value: Any, missing: str = "–") -> str:
-    """Three digits, .813; `missing` where there is no figure."""
+    """Format a score with three decimals and no leading zero (.813); `missing` if it is not a finite number."""
     number = finite(value)
     return missing if number is None else f"{number:.3f}".removeprefix("0")
 
 
 def decimals(value: Any, places: int = 3) -> str:
-    """A figure that may be larger than 1; – where there is none."""
+    """Format a number that may exceed 1 with `places` decimals; – if it is not a finite number."""
     number = finite(value)
     return "–" if number is None else f"{number:,.{places}f}".replace("-", "−")
 
 
 def count(number: int, word: str) -> str:
-    """One image, two images: the word with its number."""
+    """Format a count with its noun, with a plural s unless it is 1: "1 image", "2 images"."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def table(heads: Sequence[str], body: str) -> str:
-    """A table that scrolls sideways where the page is narrow; the heads are text, the body is HTML rows."""
+    """Return an HTML table that scrolls horizontally on narrow pages; `heads` are text, `body` is HTML rows."""
     top = "".join(f'<th scope="col">{esc(head)}</th>' for head in heads)
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def table_row(name: str, cells: Iterable[str], kind: str = "") -> str:
-    """A row of a table; the cells are HTML, the name is text."""
+    """Return a table row; `name` is text, `cells` are HTML, `kind` is a CSS class."""
     attribute = f' class="{kind}"' if kind else ""
     return f'<tr{attribute}><th scope="row">{esc(name)}</th>{"".join(f"<td>{c}</td>" for c in cells)}</tr>'
 
 
 def data_uri(image: np.ndarray) -> str:
-    """A picture (H, W, 3) uint8 of at least one pixel as a PNG inside its own address."""
+    """Encode a non-empty image (H, W, 3) uint8 as a PNG data URI, scaled down to at most LONGEST pixels a side."""
     picture = Image.fromarray(np.ascontiguousarray(image, np.uint8))
     picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     file = io.BytesIO()
@@ -355,7 +355,7 @@ def data_uri(image: np.ndarray) -> str:
 
 
 def picture(image: np.ndarray, alt: str, pixelated: bool = False) -> str:
-    """An <img> of (H, W, 3) uint8, as wide as its place; pixels stay squares if `pixelated`."""
+    """Return an <img> of (H, W, 3) uint8 at the width of its container; `pixelated` disables smoothing."""
     if image.size == 0:
         return '<span class="muted">no pixels</span>'
     kind = ' class="pixels"' if pixelated else ""
@@ -364,5 +364,5 @@ def picture(image: np.ndarray, alt: str, pixelated: bool = False) -> str:
 
 
 def figure(content: str, caption: str) -> str:
-    """A figure; the content is HTML, the caption is text."""
+    """Return a <figure>; `content` is HTML, `caption` is text."""
     return f"<figure>{content}<figcaption>{esc(caption)}</figcaption></figure>"

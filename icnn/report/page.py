@@ -1,7 +1,7 @@
-"""Tables, curves and overlays of a run: text for the terminal, and one HTML page that needs nothing else.
+"""Report of a run: a text table for the terminal, and one self-contained HTML page.
 
-The page has no script and asks for no other file: pictures are PNG inside
-it, curves are SVG. Everything that comes from outside is escaped.
+The page has no scripts and loads no other files: images are embedded as PNG,
+curves are inline SVG. All external text is escaped.
 """
 
 import math
@@ -35,10 +35,10 @@ from icnn.report.charts import (
 from icnn.stages import NETWORKS
 from minicnn.checkpoint import atomic_path
 
-#: Key of `evaluation["crops"]` -> name of its row.
+#: Key of `evaluation["crops"]` -> row name in the table.
 CONDITIONS = {"predicted": "this run, end to end", "ground_truth": "this run, ground-truth centres"}
 
-#: Table 1 of the paper: model -> F by measure, None where it prints n/a. It has no union of the parts.
+#: The paper's Table 1: model -> measure -> F; None for n/a. The paper does not report ``overall_union``.
 PAPER = {
     name: dict(zip(MEASURES[:-1], figures, strict=True))
     for name, figures in {
@@ -51,7 +51,7 @@ PAPER = {
     }.items()
 }
 
-#: Stands wherever the paper's figures stand beside ours.
+#: Shown wherever the paper's figures appear beside ours.
 PAPER_NOTE = (
     "The paper's Table 1: these figures come from the paper's Helen split (2,000 training images, "
     "100 test images), not from these data. Its overall stands under overall micro, the metric that it fits; "
@@ -61,7 +61,7 @@ PAPER_NOTE = (
 
 @dataclass(frozen=True, eq=False)  # eq would compare arrays, whose truth value is ambiguous
 class Example:
-    """One face as in the paper's Fig. 4.
+    """One face with prediction and ground truth, as in the paper's Fig. 4.
 
     Parameters
     ----------
@@ -82,18 +82,18 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class PatchExample:
-    """One patch of stage 2, as its network sees it.
+    """One stage-2 patch, as given to its network.
 
     Parameters
     ----------
     name : str
     image : (S, S, 3) uint8
-        Mirrored where `mirrored` is true.
+        Mirrored if `mirrored` is true.
     labels : (S, S) uint8
         Ids of `icnn.classes.PARTS`, not those of the network.
     mirrored : bool
     centre : (float, float)
-        x and y in the photograph, pixels.
+        x and y in the photograph, in pixels.
     """
 
     name: str
@@ -105,7 +105,7 @@ class PatchExample:
 
 @dataclass(frozen=True, eq=False)
 class PipelineExample:
-    """One face on its way through both stages, as in the paper's Fig. 2.
+    """Intermediate results of both stages on one face, as in the paper's Fig. 2.
 
     Parameters
     ----------
@@ -114,6 +114,7 @@ class PipelineExample:
     stage1_labels : (64, 64) uint8
     patches : tuple of PatchExample
     result : (H, W) uint8
+        Final label map.
     """
 
     image: np.ndarray
@@ -128,21 +129,21 @@ def format_table(
     rows: Iterable[tuple[str, Mapping[str, float | None]]] = (),
     source: str | None = None,
 ) -> str:
-    """Set an evaluation beside the paper's Table 1, for the terminal.
+    """Format an evaluation next to the paper's Table 1, as text for the terminal.
 
     Parameters
     ----------
     evaluation : mapping
         {"split", "images", "crops": {"predicted": {measure: F}, "ground_truth": {measure: F}}}.
     rows : iterable of (name, {measure: F})
-        Further models scored on the same data, below our rows.
+        Further models evaluated on the same data, listed below our rows.
     source : str, optional
-        Which data our figures come from, one sentence.
+        Description of the evaluation data, one sentence.
 
     Returns
     -------
     str
-        Lines without a trailing newline.
+        Lines of text, without a trailing newline.
     """
     ours = [*_our_rows(evaluation), *rows]
     width = max(len(name) for name, _ in (*ours, *PAPER.items()))
@@ -173,22 +174,22 @@ def write_report(
     examples: Sequence[Example],
     pipeline: PipelineExample | None,
 ) -> None:
-    """Write report.html, whole or not at all.
+    """Write the HTML report of a run atomically.
 
     Parameters
     ----------
     path : path-like
-        Its folder exists.
+        File to write; its folder must exist.
     title : str
     evaluation : mapping
         As for `format_table`.
     details : mapping
         Any of "source", "names", "confusion", "per_image", "centres", "baselines" and "modulation";
-        a section whose key is missing is left out.
+        sections whose key is missing are omitted.
     log : sequence of mappings
-        The lines of log.jsonl; what is not an entry of a network is passed over.
+        Entries of log.jsonl; entries that do not belong to a network are ignored.
     config_text : str
-        The settings of the run, as TOML.
+        Configuration of the run, as TOML.
     examples : sequence of Example
     pipeline : PipelineExample or None
     """
@@ -210,9 +211,18 @@ def write_report(
 def write_page(
     path: str | os.PathLike[str], title: str, headline: str, sections: Iterable[tuple[str, str]], reload: int = 0
 ) -> None:
-    """Write one HTML page, whole or not at all: headline and contents are HTML, empty sections are left out.
+    """Write one HTML page atomically.
 
-    With `reload` a browser reads it again after so many seconds.
+    Parameters
+    ----------
+    path : path-like
+    title : str
+    headline : str
+        HTML below the title.
+    sections : iterable of (heading, HTML)
+        Sections with empty content are omitted.
+    reload : int
+        Seconds after which a browser reloads the page; 0 disables.
     """
     body = "".join(f"<section><h2>{name}</h2>{content}</section>" for name, content in sections if content)
     again = f'<meta http-equiv="refresh" content="{reload}">' if reload else ""
@@ -224,7 +234,7 @@ def write_page(
     body = f"<main><header><h1>{esc(title)}</h1>{headline}</header>{body}</main>"
     page = f"{head}<body>{body}</body></html>\n"
     with atomic_path(path) as temporary:
-        temporary.write_text(page, "utf-8", errors="replace")  # a file name may hold bytes that are no text
+        temporary.write_text(page, "utf-8", errors="replace")  # a file name may contain bytes that do not decode
 
 
 def _counted(evaluation: Mapping[str, Any]) -> str:
@@ -241,11 +251,12 @@ def _our_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any
 
 
 def score_cells(row: Mapping[str, Any], missing: str = "–") -> list[str]:
-    """Cells of a row; a measure that it does not have is a dash, one that is None is `missing`."""
+    """Format the cells of a row; an absent measure becomes a dash, a measure of None becomes `missing`."""
     return [digits(row[measure], missing) if measure in row else "–" for measure in MEASURES]
 
 
 def part_name(name: str) -> str:
+    """Return a part's or measure's name with spaces instead of underscores."""
     return name.replace("_", " ")
 
 
@@ -324,7 +335,7 @@ def _pipeline(example: PipelineExample) -> str:
 
 
 def _marked(image: np.ndarray, patches: Sequence[PatchExample]) -> str:
-    """The photograph with a dot at every centre, as one SVG element."""
+    """Draw the photograph with a dot at each part centre, as one SVG element."""
     if image.size == 0:
         return picture(image, "")
     height, width = image.shape[:2]
@@ -333,7 +344,7 @@ def _marked(image: np.ndarray, patches: Sequence[PatchExample]) -> str:
     dots = []
     for patch in patches:
         x, y = map(finite, patch.centre)
-        if x is not None and y is not None:  # pixel centres lie half a pixel from the corner
+        if x is not None and y is not None:  # pixel centres are offset by half a pixel from the SVG corner
             dots.append(f'<circle cx="{x + 0.5:.1f}" cy="{y + 0.5:.1f}" r="{radius:.1f}"/>')
     return (
         f'<svg class="photo" viewBox="0 0 {width} {height}" {size} role="img" aria-label="photograph">'
@@ -351,7 +362,7 @@ def _distribution(details: Mapping[str, Any]) -> str:
     step = next((s for s in (0.01, 0.02) if (1 - least) / s <= 25), 0.05)
     bins = round(1 / step)
     first = min(max(math.floor(least / step - 1e-6), 0), bins - 1)
-    edges = [i / bins for i in range(first, bins + 1)]  # the last is exactly 1, which F may be
+    edges = [i / bins for i in range(first, bins + 1)]  # the last edge is exactly 1, so that F = 1 is included
     top = max(int(np.histogram(values, edges)[0].max()) for values in found.values())
     charts = []
     for key, values in found.items():
@@ -378,7 +389,7 @@ def _confusions(confusion: Mapping[str, Any] | None) -> str:
     if not tables:
         return ""
     text = "<p>Rows: ground truth, columns: prediction. Per cent of the row’s pixels, and their number.</p>"
-    # the first lies open, the other unfolds: they differ little
+    # only the first is expanded, because the tables differ little
     folds = (
         f"<details{' open' if i == 0 else ''}><summary>{esc(name)}</summary>{heat}</details>"
         for i, (name, heat) in enumerate(tables)
@@ -392,7 +403,7 @@ def _heat(matrix: Sequence[Sequence[int]]) -> str:
         total, cells = sum(row), []
         for pixels in row:
             share = pixels / total if total else 0.0
-            strength = 0.55 * share**0.5  # by the root, or errors of a few per cent would not show
+            strength = 0.55 * share**0.5  # the square root makes errors of a few per cent visible
             text = f"{100 * share:.1f}<small>{pixels:,}</small>" if pixels else "–"
             cells.append(f'<span style="background:rgba(42,120,214,{strength:.3f})">{text}</span>')
         rows.append(table_row(part_name(name), cells))
@@ -425,7 +436,7 @@ def _modulation(modulation: Mapping[str, Any] | None) -> str:
 
 
 def entries_of(log: Sequence[Mapping[str, Any]], network: str) -> list[tuple[float, dict[str, Any]]]:
-    """(step, entry) of one network in the order of steps; a run that was resumed repeats some: the later counts."""
+    """Return (step, entry) of one network sorted by step; a resumed run repeats steps, and later values win."""
     by_step: dict[float, dict[str, Any]] = {}
     for entry in log:
         step = finite(entry.get("step"))
@@ -436,13 +447,13 @@ def entries_of(log: Sequence[Mapping[str, Any]], network: str) -> list[tuple[flo
 
 
 def best_of(log: Sequence[Mapping[str, Any]], network: str) -> tuple[float, float] | None:
-    """A network's best validation F and the first step that had it; None before the first."""
+    """Return the best validation F of a network and the first step that reached it; None without validation."""
     scores = [(finite(entry.get("validation_f")), step) for step, entry in entries_of(log, network)]
     return max(((f, step) for f, step in scores if f is not None), key=lambda score: score[0], default=None)
 
 
 def training_curves(log: Sequence[Mapping[str, Any]]) -> str:
-    """Loss and validation F of every network that has begun."""
+    """Draw loss and validation F of each network with log entries, as HTML."""
     parts = []
     for network in NETWORKS:
         entries = entries_of(log, network)

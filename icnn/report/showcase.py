@@ -1,4 +1,4 @@
-"""Which faces a report shows, and what it shows of them (Fig. 2 and 4)."""
+"""Selection of the example faces of a report, and their contents (the paper's Fig. 2 and 4)."""
 
 from collections.abc import Sequence
 
@@ -14,14 +14,14 @@ from icnn.stages import NETWORKS, PATCHES
 
 
 def _ranked(per_image: Sequence[float | None]) -> list[int]:
-    """Image numbers from the best F to the worst; images without F last."""
+    """Return image indices sorted by descending F; images without F come last."""
     return sorted(range(len(per_image)), key=lambda n: -1.0 if (f := per_image[n]) is None else f, reverse=True)
 
 
 def result_examples(
     pipeline: Pipeline, faces: Sequence[Face], per_image: Sequence[float | None], each: int = 3
 ) -> list[Example]:
-    """The `each` best, most median and worst faces, parsed end to end."""
+    """Return the `each` best, middle and worst faces by F, parsed end to end; no face twice."""
     ranked = _ranked(per_image)
     middle = max(0, (len(ranked) - each) // 2)
     chosen = [*ranked[:each], *ranked[middle : middle + each], *ranked[-each:]]
@@ -34,7 +34,7 @@ def result_examples(
 
 
 def pipeline_example(pipeline: Pipeline, faces: Sequence[Face], per_image: Sequence[float | None]) -> PipelineExample:
-    """The way of the median face through both stages."""
+    """Return the intermediate results of both stages on the face of median F."""
     ranked = _ranked(per_image)
     image = faces[ranked[len(ranked) // 2]].image
     size = NETWORKS["stage1"].size

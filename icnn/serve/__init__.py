@@ -1,1 +1,1 @@
-"""``python -m icnn.serve``: a local page to parse photographs on."""
+"""``python -m icnn.serve``: serve a local web page that parses photographs."""

@@ -1,6 +1,6 @@
-"""``python -m icnn.serve``: a page on this computer to drop photographs on, and the interface behind it.
+"""``python -m icnn.serve``: local web page for parsing photographs, and its HTTP interface.
 
-``POST /parse`` takes a photograph as the request's body and answers with JSON. Nothing is written to disk or kept.
+``POST /parse`` takes a photograph as the request body and returns JSON. Nothing is written to disk or kept.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from icnn.model.weights import SHIPPED
 from icnn.parse.parser import Detect, FaceParser
 from icnn.serve.app import make_app, missing
 
-_THREADS = 4  # that hold a request at a time; one of them parses
-_CONNECTIONS = 200  # at most
-_RECEIVED = 1 << 30  # bytes of uploads at a time, whose connections are fewer if --megabytes is much
-_SLOWEST = 30  # seconds without a byte after which an upload is given up
+_THREADS = 4  # request threads; only one of them parses at a time
+_CONNECTIONS = 200  # maximum number of open connections
+_RECEIVED = 1 << 30  # bytes of concurrent uploads; a large --megabytes lowers the number of connections
+_SLOWEST = 30  # seconds without a byte after which an upload is dropped
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     faces = FaceParser(options.weights, options.backend, options.threads)
     app = make_app(faces, _detector(), options.megabytes << 20, options.megapixels * 1_000_000)
     with compilation_announced():
-        faces.parse(np.zeros((256, 256, 3), np.uint8), [(58, 58, 140, 140)])  # compiled before the first visitor
+        faces.parse(np.zeros((256, 256, 3), np.uint8), [(58, 58, 140, 140)])  # compile before the first request
     most_bytes = options.megabytes << 20
     server = create_server(
         app,
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         channel_timeout=_SLOWEST,
         cleanup_interval=5,
         max_request_body_size=most_bytes,
-        inbuf_overflow=most_bytes + 1,  # no temporary files: nothing is written, and nothing need be writable
+        inbuf_overflow=most_bytes + 1,  # uploads stay in memory: no temporary files, no writable folder needed
         outbuf_overflow=_RECEIVED,
         ident=None,
     )
@@ -73,7 +73,7 @@ def _port(text: str) -> int:
 
 
 def _detector() -> Detect | None:
-    """OpenCV's, if it is there."""
+    """Return the OpenCV detector, or None if it is not installed."""
     from icnn.parse.detect import detector
 
     try:
@@ -83,12 +83,12 @@ def _detector() -> Detect | None:
 
 
 def _run_until_signal(server: Any) -> int:
-    """Serve until Ctrl-C or SIGTERM; which of them it was."""
+    """Serve until Ctrl-C or SIGTERM and return the signal number."""
     seen = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         seen.append(number)
-        raise SystemExit  # Waitress ends its threads on it
+        raise SystemExit  # Waitress stops its threads on SystemExit
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)

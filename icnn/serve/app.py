@@ -1,4 +1,4 @@
-"""The web application: a page to parse photographs on, and ``POST /parse`` for programs."""
+"""Web application: a page for parsing photographs, and ``POST /parse`` for programs."""
 
 import base64
 import io
@@ -24,24 +24,29 @@ _HEADERS = {
 
 
 def missing() -> InputError:
+    """Return the error for a missing web framework or server."""
     return InputError("expected Flask and Waitress, found none; try pip install 'icnn[serve]'")
 
 
 def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pixels: int) -> Any:
-    """The Flask application.
+    """Create the Flask application.
 
     Parameters
     ----------
     parser : FaceParser
     detect : Detect, optional
-        Finds several faces; without it such requests are refused.
+        Face detector; if None, requests with ``detect`` are rejected.
     most_bytes, most_pixels : int
-        Of a photograph.
+        Maximum size of a photograph: of its file, and of the decoded image.
+
+    Returns
+    -------
+    flask.Flask
 
     Raises
     ------
     InputError
-        Without Flask.
+        If Flask is not installed.
     """
     try:
         from flask import Flask, jsonify, request
@@ -65,7 +70,7 @@ def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pi
             got = kind or "none"
             return jsonify(error=f"expected a photograph of type image/..., got the content type {got}"), 415
         data = request.get_data(cache=False)
-        # Decoded one after the other, too: many visitors wait, they do not multiply the memory.
+        # Decoding is serialised too, so that many requests do not multiply the memory.
         with one_at_a_time:
             photograph = photograph_of(data, "the photograph", most_pixels)
             boxes = finder = None
@@ -103,7 +108,7 @@ def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pi
 
 
 def answer_of(parsed: Any) -> dict[str, Any]:
-    """What ``/parse`` answers: size and faces as in NAME.json, the labels as a PNG, and what their colours mean."""
+    """Build the answer of ``/parse``: size and faces as in NAME.json, labels as a PNG data URI, and a legend."""
     file = io.BytesIO()
     label_image(parsed.labels).save(file, "PNG", compress_level=3)
     answer = described(Path(), parsed)

@@ -1,4 +1,4 @@
-"""``python -m icnn.synthetic``: a folder of synthetic faces in the layout of Smith et al."""
+"""``python -m icnn.synthetic``: write a folder of synthetic faces in the layout of Smith et al."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""What faces are drawn with: curves, noise and colours, a head's pose, a canvas, light and a camera.
+"""Drawing tools for synthetic faces: curves, noise, colours, head pose, canvas, lighting and camera effects.
 
 Head coordinates are pixels of a 256 x 256 image before the pose is applied,
-x to the right, y down, origin mid-face::
+with x to the right, y down and the origin in the middle of the face::
 
         y  -110  top of the head        y  -40 .. 9   nose
             -60  eyebrows                       22    mouth, x = ±25
@@ -21,7 +21,7 @@ def _colours(codes: str) -> np.ndarray:
     return np.array([list(bytes.fromhex(code)) for code in codes.split()], np.float32)
 
 
-# Neighbours are mixed, so the order matters: light to dark, or a way through hair colours.
+# `pick` mixes neighbouring colours, so the order matters: light to dark for skin, a gradual change for hair.
 SKIN = _colours("fadecc f0c8ac e2b28c c8926a a06c4c 744c36 503428")
 HAIR = _colours("161212 281c16 462e1e 704a2c ba9258 dec48e 8c3e1e 807c78 d6d2cc")
 IRIS = _colours("3a2214 54361e 4a623e 4a7094 68747c")
@@ -35,18 +35,18 @@ Shape = np.ndarray | list[np.ndarray]  # one polygon (n, 2) or several, in head 
 
 
 def polyline(x: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Points (n, 2) from their coordinates, either of which may be one number."""
+    """Return points (n, 2) float64 from their coordinates; either may be a scalar."""
     return np.stack(np.broadcast_arrays(np.asarray(x, np.float64), y), 1)
 
 
 def mirrored(x: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Closed polygon, symmetric about x = 0, from its right half."""
+    """Return a closed polygon (n, 2), symmetric about x = 0, from its right half."""
     half = polyline(x, y)
     return np.concatenate([half, (half[half[:, 0] > 0] * (-1, 1))[::-1]])
 
 
 def smooth(controls: np.ndarray, steps: int = 8) -> np.ndarray:
-    """Closed Catmull-Rom curve through (n, 2) control points."""
+    """Return a closed Catmull-Rom curve through (n, 2) control points, `steps` points per segment."""
     p0, p1, p2, p3 = (np.roll(controls, shift, 0) for shift in (1, 0, -1, -2))
     t = (np.arange(steps) / steps)[:, None, None]
     curve = 2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * (p1 - p2) + p3 - p0) * t**3
@@ -57,13 +57,13 @@ _TURN = np.arange(24) * (np.pi / 12)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
-    """Closed polygon of 24 points, its axes turned by `angle` radians."""
+    """Return an ellipse as a closed polygon (24, 2), its axes rotated by `angle` radians."""
     dx, dy, c, s = rx * np.cos(_TURN), ry * np.sin(_TURN), math.cos(angle), math.sin(angle)
     return polyline(x + dx * c - dy * s, y + dx * s + dy * c)
 
 
 def ribbon(x: ArrayLike, y: ArrayLike, width: ArrayLike) -> np.ndarray:
-    """Outline of a stroke through points, with a full width per point; a closed line gives a ring."""
+    """Return the outline of a stroke with the full `width` at each point; a closed line gives a ring."""
     line = polyline(x, y)
     along = np.concatenate([line[1:], line[-1:]]) - np.concatenate([line[:1], line[:-1]])
     half = np.asarray(width) / 2 / (np.hypot(along[:, 0], along[:, 1]) + 1e-9)
@@ -72,7 +72,7 @@ def ribbon(x: ArrayLike, y: ArrayLike, width: ArrayLike) -> np.ndarray:
 
 
 def noise(rng: np.random.Generator, size: int, *cells: int) -> np.ndarray:
-    """Smooth noise, (size, size), standard deviation about 1: octaves of so many cells a side."""
+    """Return smooth noise (size, size) with a standard deviation of about 1; each octave has `cells` cells per side."""
     total = np.zeros((1, 1), np.float32)
     for k, n in enumerate(cells):
         coarser = Image.fromarray(total).resize((n, n), Image.Resampling.BICUBIC)
@@ -82,24 +82,24 @@ def noise(rng: np.random.Generator, size: int, *cells: int) -> np.ndarray:
 
 
 def mix(a: ArrayLike, b: ArrayLike, share: float) -> np.ndarray:
-    """`a` with a `share` of `b` in it."""
+    """Interpolate linearly: ``a * (1 - share) + b * share``, float32."""
     return np.asarray(a, np.float32) * (1 - share) + np.asarray(b, np.float32) * share
 
 
 def textured(colour: np.ndarray, tone: np.ndarray) -> np.ndarray:
-    """A colour times a (size, size) factor: (3, size, size) float32."""
+    """Return a colour times a factor per pixel, `tone` (size, size), as (3, size, size) float32."""
     return np.asarray(colour, np.float32)[:, None, None] * tone.astype(np.float32)
 
 
 def pick(rng: np.random.Generator, colours: np.ndarray, spread: float) -> np.ndarray:
-    """A mixture of two neighbouring colours, jittered."""
+    """Return a random mixture of two neighbouring colours plus noise of standard deviation `spread`, (3,) float32."""
     at = rng.uniform(0, len(colours) - 1)
     colour = mix(colours[int(at)], colours[int(at) + 1], at % 1)
     return np.clip(colour + rng.normal(0, spread, 3), 4, 252).astype(np.float32)
 
 
 def paint_colour(rng: np.random.Generator) -> np.ndarray:
-    """Any colour, as of cloth or a wall, seldom a glaring one."""
+    """Return a random colour (3,) for cloth or walls; highly saturated colours are rare."""
     return mix(rng.uniform(15, 240), rng.uniform(10, 245, 3), rng.uniform(0.1, 0.8))
 
 
@@ -107,20 +107,32 @@ def paint_colour(rng: np.random.Generator) -> np.ndarray:
 
 
 class Pose:
-    """Where head coordinates fall in the image: yaw and pitch of an ellipsoid, then a similarity."""
+    """Random map from head coordinates to image pixels: yaw and pitch of an ellipsoid, then a similarity.
+
+    Attributes
+    ----------
+    yaw, pitch : float
+        Radians.
+    scale : float
+        Image pixels per unit of head coordinates.
+    shift : (2,) float64
+        Image position of the origin, pixels.
+    turn : (2, 2) float64
+        Rotation matrix of the roll.
+    """
 
     def __init__(self, rng: np.random.Generator, size: int):
         self.yaw, self.pitch = np.clip(rng.normal(0, (0.17, 0.07)), (-0.4, -0.16), (0.4, 0.16)).tolist()
         self.scale = rng.uniform(0.85, 1.15) * size / 256
         self.shift = 128 + rng.uniform((-24, -18), (24, 18))
-        if rng.random() < 0.02:  # cut by the border
+        if rng.random() < 0.02:  # the image border cuts the face
             self.shift += rng.choice([-1, 1], 2) * rng.permutation([0, 70])
         self.shift *= size / 256
         roll = math.radians(rng.uniform(-18, 18))
         self.turn = np.array([[math.cos(roll), -math.sin(roll)], [math.sin(roll), math.cos(roll)]])
 
     def project(self, points: np.ndarray, lift: float | None) -> np.ndarray:
-        """(n, 2) head coordinates -> pixels, `lift` above the ellipsoid; None: in the outline's plane."""
+        """Map head coordinates (n, 2) to pixels, `lift` above the ellipsoid; None means in the outline's plane."""
         x, y = points[:, 0], points[:, 1]
         if lift is not None:
             z = lift + 58 * np.sqrt(np.maximum(1 - (x / 74) ** 2 - (y / 112) ** 2, 0))
@@ -129,7 +141,7 @@ class Pose:
         return np.stack([x, y], 1) @ (self.scale * self.turn.T) + self.shift
 
     def plane(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Head coordinates x, y of every pixel's centre, in the outline's plane, (size, size) each."""
+        """Return head coordinates x and y of all pixel centres in the outline's plane, each (size, size) float32."""
         rows, columns = np.ogrid[:size, :size]
         (a, b), (c, d) = (self.turn.T / self.scale).astype(np.float32)
         columns = (columns + 0.5 - self.shift[0]).astype(np.float32)
@@ -138,32 +150,40 @@ class Pose:
 
 
 class Canvas:
-    """The photograph and its parts while they are drawn, and what all features of one face share."""
+    """Image and label maps of a face while it is drawn, with random properties shared by all its features."""
 
     def __init__(self, rng: np.random.Generator, size: int):
         self.rng, self.size, self.pose = rng, size, Pose(rng, size)
-        self.image = np.zeros((3, size, size), np.float32)  # 0 .. 255; planes, for speed
-        self.parts = np.zeros((8, size, size), np.float32)  # shares of ids 1..8, in sum at most 1
+        self.image = np.zeros((3, size, size), np.float32)  # 0 .. 255; channels first, for speed
+        self.parts = np.zeros((8, size, size), np.float32)  # shares of class ids 1..8; their sum is at most 1
         self.x, self.y = self.pose.plane(size)
         self.skin = pick(rng, SKIN, 5)
         dark = rng.random() < 0.35 + 0.5 * (self.skin.mean() < 130)
         self.hair = pick(rng, HAIR[:3] if dark else HAIR, 6)
         rosy = mix(self.skin * 0.9, self.skin * (0.92, 0.64, 0.66), rng.uniform(0.4, 1.2))
         self.lip = rng.uniform((110, 10, 20), (235, 90, 120)) if rng.random() < 0.2 else rosy
-        self.gape = max(0.0, rng.normal(0, 6.5))  # opening of the mouth, pixels
-        self.light = rng.normal(0, 0.55)  # > 0: from the right
+        self.gape = max(0.0, rng.normal(0, 6.5))  # mouth opening, pixels
+        self.light = rng.normal(0, 0.55)  # horizontal light direction; > 0: from the right
         self.wide = 60 * rng.uniform(0.9, 1.1)  # half the head's width
-        self.long = rng.uniform(0.94, 1.06)  # of the lower face
+        self.long = rng.uniform(0.94, 1.06)  # length factor of the lower face
         x = np.array([0, 0.33, 0.66, 0.9, 1, 0.93, 0.6, 0]) * self.wide
         chin = 66 * self.long + self.gape * 0.6
         self.outline = smooth(mirrored(x, [chin, chin - 4, chin - 22, 18, -28, -70, -101, -110]))
 
     def shade(self, factor: float, red: float = 1.0) -> np.ndarray:
-        """Skin colour times a factor; shadows on skin are redder."""
+        """Return the skin colour times `factor`; `red` scales the red channel, as shadows on skin are redder."""
         return np.clip(self.skin * (factor * red, factor, factor), 0, 255)
 
     def coverage(self, shape: Shape, blur: float = 0.0, lift: float | None = 0.0) -> tuple[Box, np.ndarray]:
-        """Soft mask of a shape: the rows and columns that it may touch and the shares in [0, 1] there."""
+        """Rasterise a shape with soft edges.
+
+        Returns
+        -------
+        box : (slice, slice)
+            Rows and columns of the shape's bounding box in the image.
+        mask : (height, width) float32
+            Covered share of each pixel of the box, in [0, 1].
+        """
         several = isinstance(shape, list)
         points = self.pose.project(np.concatenate(shape) if several else shape, lift)
         polygons = np.split(points, np.cumsum([len(p) for p in shape[:-1]], dtype=int)) if several else [points]
@@ -175,7 +195,7 @@ class Canvas:
         return box, self._raster(polygons, box, blur)
 
     def _raster(self, polygons: list[np.ndarray], box: Box, blur: float) -> np.ndarray:
-        """Share of every pixel of a box that polygons in image pixels cover: supersampled, then averaged."""
+        """Return the share of each pixel in a box covered by polygons (image pixels), by supersampling."""
         top, left = box[0].start, box[1].start
         height, width = box[0].stop - top, box[1].stop - left
         if width * height == 0:
@@ -199,28 +219,28 @@ class Canvas:
         lift: float | None = 0.0,
         clip: np.ndarray | None = None,
     ) -> None:
-        """Lay a colour, or a (3, size, size) texture, over a shape.
+        """Blend a colour (3,) or a texture (3, size, size) over a shape with opacity `alpha`.
 
-        Its edge fades over `blur` pixels; `clip` keeps it inside another
-        polygon; `lift` is that of `Pose.project`.
+        The edge fades over `blur` pixels; `clip` restricts painting to another
+        polygon; `lift` is passed to `Pose.project`.
         """
         box, mask = self.coverage(shape, blur, lift)
-        if clip is not None:  # the outline lies in its own plane, whatever is clipped by it
+        if clip is not None:  # the outline is always projected in its own plane, without `lift`
             mask = mask * self._raster([self.pose.project(clip, None if clip is self.outline else lift)], box, 0)
         colour = np.asarray(colour, np.float32)
         under = self.image[:, *box]
         under += np.float32(alpha) * mask * ((colour[:, *box] if colour.ndim == 3 else colour[:, None, None]) - under)
 
     def label(self, points: np.ndarray, part: int, lift: float = 0.0) -> None:
-        """Give a polygon to a part; what lies below it loses the covered share."""
+        """Assign a polygon to the class `part`; parts below it lose the covered share."""
         box, mask = self.coverage(points, 0.0, lift)
         self.parts[:, *box] *= 1 - mask
         self.parts[part - 1][box] += mask
 
     def maps(self) -> np.ndarray:
-        """(size, size, 9) uint8 : the shares, background first, with a sum of exactly 255."""
+        """Return the class shares (size, size, 9) uint8, background first; they sum to exactly 255."""
         maps = np.empty((self.size, self.size, 9), np.uint8)
-        # Rounded down, but for float error: the eight together must not exceed 255.
+        # Round down (with a margin for float error): the sum of the eight must not exceed 255.
         parts = (self.parts * np.float32(255) + np.float32(0.1)).astype(np.uint8)
         maps[..., 0] = 255 - parts.sum(0, dtype=np.uint8)
         maps[..., 1:] = np.moveaxis(parts, 0, -1)
@@ -231,7 +251,7 @@ class Canvas:
 
 
 def light_head(c: Canvas) -> None:
-    """Lambertian light on an ellipsoid, over everything drawn on the head."""
+    """Apply Lambertian shading of an ellipsoid to everything drawn on the head."""
     rng = c.rng
     (box, mask), above = c.coverage(c.outline * 1.01, 0.0, None), rng.normal(-0.35, 0.3)
     nx, ny = c.x[box] / 70, (c.y[box] + 18) / 105
@@ -243,7 +263,7 @@ def light_head(c: Canvas) -> None:
 
 
 def develop(c: Canvas) -> np.ndarray:
-    """Light over the whole picture, tint, exposure, blur and grain: (size, size, 3) uint8."""
+    """Apply global lighting, tint, exposure, blur and grain; return the image (size, size, 3) uint8."""
     rng = c.rng
     across, down = (0.003 * rng.uniform(-1, 1, 2)).astype(np.float32)
     tint = rng.uniform(0.93, 1.07, 3) if rng.random() < 0.75 else rng.uniform(0.75, 1.2, 3)

@@ -1,11 +1,11 @@
-"""Procedural faces in the layout of Smith et al.: a data set that needs no download.
+"""Procedural faces with label maps in the layout of Smith et al.: a data set that needs no download.
 
-Every face is drawn from one random generator: pose, shapes, colours and light
-vary, and shapes in the colours of the parts lie about as distractors, so that a
-network has to segment by shape and context (`icnn.evaluate.baselines` shows that
-position or colour alone fail).
+Each face is drawn with one random generator. Pose, shapes, colours and lighting
+vary. Distractors with the colours of the parts are added, so that a network has
+to segment by shape and context (`icnn.evaluate.baselines` shows that position
+or colour alone are not enough).
 
-Coordinates are those of `icnn.synthetic.canvas`.
+Coordinates are the head coordinates of `icnn.synthetic.canvas`.
 """
 
 import math
@@ -33,7 +33,7 @@ from icnn.synthetic.canvas import (
 )
 from icnn.synthetic.surroundings import back_hair, background, blemishes, body, front_hair, hair_texture, hat, scatter
 
-#: One independent stream of faces each; "folder" is what the command writes.
+#: Independent random streams of faces; the command uses "folder".
 STREAMS = ("exemplars", "tuning", "testing", "folder")
 
 
@@ -53,9 +53,9 @@ def _head(c: Canvas) -> None:
 
 
 def _beard(c: Canvas) -> None:
-    """Stubble to full beard on the jaw; drawn before the mouth."""
+    """Draw a beard, from stubble to full, on the jaw; must precede the mouth."""
     hair = textured(c.hair, np.clip(1 + 0.25 * noise(c.rng, c.size, 110), 0.3, 1.8))
-    x = np.array([1.3, 1.3, 0.95, 0.8, 0.5, 0]) * c.wide  # beyond the outline, which clips it
+    x = np.array([1.3, 1.3, 0.95, 0.8, 0.5, 0]) * c.wide  # wider than the outline, which clips it
     jaw = smooth(mirrored(x, [110, -20, -14, 12, 21, 12]))
     c.paint(jaw, hair, c.rng.uniform(0.25, 0.9), c.rng.uniform(2, 4), 0.0, clip=c.outline)
 
@@ -86,7 +86,7 @@ def _eye(c: Canvas, side: int, look: np.ndarray, wide: float, high: float, tilt:
     eye = np.concatenate([polyline(x, upper), polyline(x, lower)[::-1]])
     c.label(eye, 2 if side < 0 else 4)
 
-    c.paint(ribbon(x, upper - 3.2, 1.5), c.shade(0.5, 1.1), 0.6, 0.7)  # crease and lids
+    c.paint(ribbon(x, upper - 3.2, 1.5), c.shade(0.5, 1.1), 0.6, 0.7)  # crease above the eye, then the lids
     lids = np.concatenate([polyline(x, upper - 3.6), polyline(x, lower + 1.5)[::-1]])
     c.paint(lids, c.shade(0.8, 1.05), 0.6, 1)
     c.paint(eye, WHITE * (0.9, 0.88, 0.86) * c.rng.uniform(0.78, 1))
@@ -94,7 +94,7 @@ def _eye(c: Canvas, side: int, look: np.ndarray, wide: float, high: float, tilt:
     c.paint(ellipse(ix, iy, r, r), iris * 0.55, clip=eye)
     c.paint(ellipse(ix, iy, r * 0.82, r * 0.82), iris, clip=eye)
     c.paint(ellipse(ix, iy, r * 0.42, r * 0.42), BLACK, clip=eye)
-    c.paint(ribbon(x, upper + 0.8, 2.6), BLACK, 0.45, 0.9, clip=eye)  # the lid's shadow
+    c.paint(ribbon(x, upper + 0.8, 2.6), BLACK, 0.45, 0.9, clip=eye)  # shadow of the upper lid
     c.paint(ellipse(ix + math.copysign(1.6, c.light), iy - r * 0.35, 1.1, 1.1), WHITE, 0.9, clip=eye)
     lash = mix(c.hair * 0.4, c.shade(0.25), 0.5)
     c.paint(ribbon(x, upper, 1 + np.abs(np.sin(t + 1))), lash, 0.9)
@@ -121,7 +121,7 @@ def _eyebrows(c: Canvas) -> None:
 
 
 def _nose(c: Canvas) -> None:
-    """Label: nasion to below the nostrils; seen by its flanks, wings, nostrils, shadow and highlights."""
+    """Draw the nose (flanks, wings, nostrils, shadow, highlights); label it from nasion to below the nostrils."""
     rng, lift = c.rng, 4.0
     top, end, flare = rng.uniform(-42, -36), rng.uniform(5, 11), rng.uniform(8, 12)
     bridge, wing = rng.uniform(5.5, 8.5), rng.uniform(16, 22)
@@ -149,7 +149,7 @@ def _nose(c: Canvas) -> None:
 
 
 def _mouth(c: Canvas) -> None:
-    """Three strips between four curves from corner to corner, t in [-1, 1]."""
+    """Draw upper lip, inner mouth and lower lip: three strips between four curves over t in [-1, 1]."""
     rng, t = c.rng, np.linspace(-1, 1, 25)
     wide, smile, y = rng.uniform(21, 30) + 0.15 * c.gape, rng.normal(3, 4), rng.uniform(20, 25) * c.long
     up, low, gap = rng.uniform(4, 9.5), rng.uniform(6, 12), 0.5 + c.gape / 2
@@ -201,17 +201,17 @@ def draw_face(rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray, np
     Parameters
     ----------
     rng : numpy.random.Generator
-        All randomness; the same state gives the same bytes.
+        The only source of randomness; the same state gives the same bytes.
     size : int
-        Side of the square image, pixels; eyebrows to chin take about half of it.
+        Side of the square image, pixels; eyebrows to chin span about half of it.
 
     Returns
     -------
     image : (size, size, 3) uint8
         RGB.
     maps : (size, size, 9) uint8
-        Share of every class id at each pixel; they sum to 255. Parts behind
-        hair, glasses or a beard are labelled as if visible.
+        Share of each class at each pixel; the shares sum to 255. Parts hidden
+        by hair, glasses or a beard are labelled as if visible.
     """
     c = Canvas(rng, size)
     style = str(rng.choice(["short", "fringe", "long", "curly", "bald"], p=[0.34, 0.18, 0.26, 0.12, 0.1]))
@@ -243,7 +243,17 @@ def draw_face(rng: np.random.Generator, size: int = 256) -> tuple[np.ndarray, np
 
 
 def face_generator(seed: int, stream: str, index: int) -> np.random.Generator:
-    """Give face `index` of a stream its generator, independent of all others and of how many are drawn."""
+    """Return the generator of face `index` in a stream.
+
+    It is independent of all other faces and of their number.
+
+    Parameters
+    ----------
+    seed : int
+        At least 0.
+    stream : {"exemplars", "tuning", "testing", "folder"}
+    index : int
+    """
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), index)))
 
 
@@ -253,16 +263,16 @@ def synthetic_faces(count: int, seed: int, split: str) -> list[Face]:
     Parameters
     ----------
     count : int
-        Face i does not depend on it.
+        Number of faces; it does not affect the content of face i.
     seed : int
-        Not negative.
+        At least 0.
     split : {"exemplars", "tuning", "testing"}
-        Splits share no face.
+        Splits have no face in common.
 
     Returns
     -------
     list of Face
-        256 x 256, named synthetic_00000 and so on.
+        256 x 256 pixels, named synthetic_00000 and so on.
     """
     drawn = (draw_face(face_generator(seed, split, index)) for index in range(count))
     return [Face(f"synthetic_{index:05d}", np.concatenate(face, axis=2)) for index, face in enumerate(drawn)]

@@ -1,4 +1,4 @@
-"""What surrounds a face: background, body, hair, hat, and distractors in the colours of the parts."""
+"""Surroundings of a synthetic face: background, body, hair, hat, and distractors in the colours of the parts."""
 
 import math
 
@@ -19,10 +19,10 @@ from icnn.synthetic.canvas import (
 
 
 def background(c: Canvas) -> None:
-    """Two colours mixed by noise or stripes, and blobs."""
+    """Fill the image with two colours mixed by noise or stripes, and add blobs."""
     rng = c.rng
     first, second = paint_colour(rng), paint_colour(rng)
-    if rng.random() < 0.3:  # walls of skin colour
+    if rng.random() < 0.3:  # skin-coloured wall
         first = c.skin * rng.uniform(0.7, 1.1)
     field = noise(rng, c.size, *(3, 6, 12, 24, 48)[: rng.integers(2, 6)])
     if rng.random() < 0.3:  # stripes
@@ -38,7 +38,7 @@ def background(c: Canvas) -> None:
 
 
 def _distractor(c: Canvas, x: float, y: float, grow: float, alpha: float, lift: float | None) -> None:
-    """A shape with the colour of a part, where no part is."""
+    """Draw an unlabelled shape in the colour of a part; `grow` scales its size."""
     rng = c.rng
     angle, kind = rng.normal(0, 0.5), rng.choice(4, p=[0.3, 0.3, 0.12, 0.28])
     (rx, ry), look = grow * rng.uniform((8, 4), (24, 9)), (alpha, rng.uniform(0.4, 2.5), lift)
@@ -56,14 +56,14 @@ def _distractor(c: Canvas, x: float, y: float, grow: float, alpha: float, lift: 
 
 
 def scatter(c: Canvas) -> None:
-    """Distractors around the head."""
+    """Draw distractors around the head."""
     for _ in range(c.rng.integers(0, 7)):
         x, y = c.rng.uniform(-150, 150, 2)
         _distractor(c, x, y, 1, c.rng.uniform(0.5, 1), None)
 
 
 def blemishes(c: Canvas) -> None:
-    """Moles, plasters and paint on forehead, cheeks and chin: distractors on the skin."""
+    """Draw distractors on the skin (moles, plasters, paint) on forehead, cheeks and chin."""
     rng = c.rng
     places = polyline([-22, 22, 0, -42, 42, -36, 36, 0], [-84, -86, -92, 0, 0, 40, 40, 52])
     for place in rng.permutation(places)[: rng.choice(4, p=[0.4, 0.3, 0.2, 0.1])]:
@@ -75,7 +75,7 @@ def blemishes(c: Canvas) -> None:
 
 
 def body(c: Canvas) -> None:
-    """Shoulders, neck and ears."""
+    """Draw shoulders, neck and ears."""
     rng = c.rng
     top, n = rng.uniform(84, 98), 34 * c.wide / 60 * rng.uniform(0.9, 1.15)
     cloth = textured(paint_colour(rng), np.clip(1 + 0.12 * noise(rng, c.size, 4, 9), 0.5, 1.5))
@@ -85,7 +85,7 @@ def body(c: Canvas) -> None:
     neck = mirrored([n, n, n * 1.1, n * 0.6, 0], [20, top - 12, top - 2, (top + collar) / 2 + 2, collar])
     c.paint(np.add(neck, (0, 3)), cloth * 0.6, 0.7, 2, None, clip=shoulders)
     c.paint(neck, c.shade(0.8), 1, 0.7, None)
-    c.paint(ellipse(0, 62, 46, 24), c.shade(0.45), 0.65, 6, None, clip=neck)  # the chin's shadow
+    c.paint(ellipse(0, 62, 46, 24), c.shade(0.45), 0.65, 6, None, clip=neck)  # shadow of the chin
     for side in (-1, 1):
         x = side * (c.wide + 3) - 10 * math.sin(c.pose.yaw)
         c.paint(ellipse(x, -22, 9, 19, side * 0.15), c.shade(0.86, 1.05), 1, 0, None)
@@ -93,7 +93,7 @@ def body(c: Canvas) -> None:
 
 
 def hair_texture(c: Canvas, curly: bool) -> np.ndarray:
-    """Strands that radiate from a parting, with a ring of gloss; or tufts: (3, size, size)."""
+    """Return a hair texture (3, size, size) float32: strands from a parting with a ring of gloss, or curly tufts."""
     rng = c.rng
     if curly:
         return textured(c.hair, np.clip(1 + 0.3 * noise(rng, c.size, 6, 28, 64), 0.3, 1.9))
@@ -108,7 +108,7 @@ def hair_texture(c: Canvas, curly: bool) -> np.ndarray:
 
 
 def back_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
-    """The hair that the head is drawn over."""
+    """Draw the hair behind the head; call it before drawing the head."""
     rng = c.rng
     w = c.wide + rng.uniform(4, 14)
     if style == "curly":
@@ -123,19 +123,19 @@ def back_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
 
 
 def front_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
-    """Hair above the hairline; a fringe hangs down to the eyebrows, long hair beside the cheeks."""
+    """Draw hair above the hairline; a fringe reaches the eyebrows, long hair falls beside the cheeks."""
     rng, t = c.rng, np.linspace(-1, 1, 41)
     fringe = style == "fringe"
     hairline = rng.uniform(-72, -58) if fringe else rng.uniform(-92, -78)
     hairline = hairline + 34 * np.abs(t) ** rng.uniform(2.5, 6) + rng.normal(0, 1.2, 41)
     if fringe:  # strands of unequal length
         hairline += rng.uniform(1, 5) * np.abs(np.sin(t * rng.uniform(8, 24)))
-    else:  # the parting
+    else:  # parting
         hairline -= 8 * np.exp(-((t - rng.uniform(-0.6, 0.6)) ** 2) * 20)
     out = c.wide + rng.uniform(2, 8)
     crown = mirrored(np.array([1, 0.9, 0.55, 0]) * out, [-50, -88, -112, -119])
     shape = np.concatenate([polyline(t * c.wide * 1.02, hairline), smooth(crown)[:-8]])
-    c.paint(np.add(shape, (0, 3)), c.shade(0.35), 0.4, 3, None, clip=c.outline)  # its shadow on the forehead
+    c.paint(np.add(shape, (0, 3)), c.shade(0.35), 0.4, 3, None, clip=c.outline)  # shadow of the hair on the forehead
     c.paint(shape, texture, 1, 0.5, None)
     for side in (-1, 1) if style == "long" else ():
         low, width = rng.uniform(30, 120), rng.uniform(6, 17)
@@ -144,7 +144,7 @@ def front_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
 
 
 def hat(c: Canvas) -> None:
-    """A cap with a brim, over the hair."""
+    """Draw a cap with a brim over the hair."""
     t, w, colour = np.linspace(-1, 1, 15), c.wide + 6, paint_colour(c.rng)
     brim = c.rng.uniform(-92, -78) + 14 * t * t
     turn = np.pi / 2 * (t + 1)

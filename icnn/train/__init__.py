@@ -1,1 +1,1 @@
-"""``python -m icnn.train``: train the five networks."""
+"""Training of the five networks, run with ``python -m icnn.train``."""

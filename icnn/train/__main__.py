@@ -1,4 +1,4 @@
-"""``python -m icnn.train``: train the five networks, fit the modulation, evaluate end to end, write the report."""
+"""Command ``python -m icnn.train``: train the five networks, fit the modulation, evaluate, write the report."""
 
 import hashlib
 import json
@@ -32,12 +32,12 @@ from minicnn.distributed import Communicator, join
 from minicnn.kernels import choose_backend
 from minicnn.plan import VERSION
 
-#: Training and validation images of the paper (Sec. 4.1).
+#: Numbers of training and validation images in the paper (Sec. 4.1).
 PAPER_SPLIT = (2000, 230)
 
 
 class Splits(NamedTuple):
-    """Faces to train on, to validate on and to evaluate, and a sentence that says where they come from."""
+    """Faces for training, validation and evaluation, and a sentence that describes their source."""
 
     exemplars: list[Face]
     tuning: list[Face]
@@ -46,7 +46,7 @@ class Splits(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; see ``--help``."""
+    """Run the command and return its exit status; see ``--help``."""
     parser = _parser()
     options = parser.parse_args(argv)
     if options.resume and (options.out or options.config):
@@ -67,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             the_run.require_faces(faces)
         signals.check()
         if comm.rank == 0:
-            if not options.resume:  # nothing is written before all that a user can get wrong is checked
+            if not options.resume:  # nothing is written before all user input is checked
                 held.enter_context(the_run.locked())
-                the_run.require_new()  # another process may have been faster
+                the_run.require_new()  # another process may have created it meanwhile
             the_run.open(config)
             the_run.note_faces(faces)
         for name in NETWORKS:
@@ -86,7 +86,7 @@ def _say(comm: Communicator, text: str) -> None:
 
 
 def digest_of(faces: Sequence[Face]) -> str:
-    """SHA-256 of names, photographs and part maps."""
+    """Return the SHA-256 of the faces' names, photographs and part maps, as hexadecimal digits."""
     digest = hashlib.sha256()
     for face in faces:
         digest.update(face.name.encode())
@@ -95,12 +95,20 @@ def digest_of(faces: Sequence[Face]) -> str:
 
 
 def require_same(comm: Communicator, config: Config, faces: str) -> None:
-    """Make sure that all processes have the same settings, faces (their digest) and program.
+    """Check that all processes have the same settings, faces and program version.
+
+    Parameters
+    ----------
+    comm : Communicator
+    config : Config
+        Compared without `data` and `threads`, which may differ between machines.
+    faces : str
+        Digest of the faces, from `digest_of`.
 
     Raises
     ------
     InputError
-        If not, in every process; or if the batches cannot be shared by so many.
+        In every process, if they differ or a batch cannot be split among this many processes.
     """
     for network in NETWORKS:
         shard_count(config.for_network(network)[0], comm)
@@ -112,7 +120,7 @@ def require_same(comm: Communicator, config: Config, faces: str) -> None:
 
 
 def _evaluate(the_run: Run, config: Config, splits: Splits, backend: str, signals: Signals) -> None:
-    """Fit the modulation, parse the split that is asked for, and write weights with their card, figures and report."""
+    """Fit the modulation, evaluate the configured split, and write weights with model card, scores and report."""
     pipeline = load_pipeline(the_run.folder, backend, config.evaluate.batch, config.threads or None)
     pipeline.recentre = config.evaluate.recentre
     with compilation_announced():
@@ -154,7 +162,7 @@ def _parser() -> Parser:
 
 
 def _settings(options, the_run: Run, comm: Communicator) -> Config:
-    """The settings of the run; options given on the command line win over the configuration."""
+    """Load the settings of the run; command-line options take precedence over the configuration."""
     config = load_config(the_run.config_path if options.resume else options.config, options.set)
     if options.data:
         config = replace(config, data=str(options.data.resolve()))
@@ -168,7 +176,7 @@ def _settings(options, the_run: Run, comm: Communicator) -> Config:
 
 
 def load_splits(config: Config) -> Splits:
-    """Read or draw the faces, each once; all networks share them."""
+    """Read the faces of `config.data`, or generate synthetic ones; each is made once and shared by all networks."""
     split = config.evaluate.split
     if config.data:
         folder = SmithFolder(config.data)
@@ -195,21 +203,27 @@ def load_splits(config: Config) -> Splits:
 
 
 def _add_metadata(the_run: Run, name: str, **metadata: object) -> None:
-    """Write more about the weights of one network into their file."""
+    """Add metadata to the weights file of one network."""
     path = the_run.weights_path(name)
     tensors, known = load_tensors(path)
     save_tensors(path, tensors, {**known, **metadata}, sealed=True)
 
 
 def _card(config: Config, splits: Splits, summary: dict[str, Any]) -> str:
-    """What the weights say of themselves, JSON: settings, data, scores, terms."""
-    settings = replace(config, data="")  # a path of this machine means nothing elsewhere
+    """Return the model card as JSON: settings, data, scores and terms of use."""
+    settings = replace(config, data="")  # a local path is meaningless on other machines
     about = {"data": config.card.data or splits.source, "terms": config.card.terms}
     return json.dumps({**about, "scores": summary, "config": config_text(settings)})
 
 
 def baseline_scores(splits: Splits) -> dict[str, dict[str, float | None]]:
-    """F of two classifiers that do not look at shapes: how far colour and position alone carry."""
+    """Compute the F-measures of two baselines that ignore shape, to show how much colour and position alone achieve.
+
+    Returns
+    -------
+    dict
+        Title of the baseline -> name of the measure -> F, or None if undefined.
+    """
     scores = {}
     for title, baseline in (("constant prior", ConstantPrior()), ("colour classifier", ColourClassifier())):
         baseline.fit(splits.exemplars)

@@ -1,7 +1,7 @@
-"""Training batches as a pure function of (seed, network, step), made one step ahead in a thread.
+"""Training batches as a pure function of (seed, network, step), prefetched by a thread.
 
 Nothing here keeps state: order and augmentation of every batch follow from
-its number, so that a resumed run sees the batches it would have seen.
+its number, so a resumed run gets the same batches as an uninterrupted one.
 """
 
 from collections import deque
@@ -23,22 +23,25 @@ from icnn.model.centres import part_centres
 from icnn.model.patches import cut_patch, patch_origin
 from icnn.stages import NETWORKS, PATCHES, STAGE2, Patch
 
-#: First numbers of the spawned seeds, so that no two uses of a run's seed share a stream.
+#: First element of the spawn key for each use of a run's seed, so that no two uses share a random stream.
 ORDER, AUGMENT, WEIGHTS = 0, 1, 2
 
 
 def spawned(seed: int, network: str, *use: int) -> np.random.SeedSequence:
-    """The seed of one use of a run's seed: order, augmentation or first weights of one network."""
+    """Derive from the run's seed that of one use in one network: order, augmentation or weight initialisation.
+
+    `use` is `ORDER`, `AUGMENT` or `WEIGHTS`; an epoch follows `ORDER` and a step `AUGMENT`.
+    """
     return np.random.SeedSequence(seed, spawn_key=(list(NETWORKS).index(network), *use))
 
 
 def generator(seed: int, network: str, *use: int) -> np.random.Generator:
-    """The generator of `spawned`."""
+    """Return a random generator seeded with `spawned(seed, network, *use)`."""
     return np.random.default_rng(spawned(seed, network, *use))
 
 
 class Sample(NamedTuple):
-    """What a network is trained on: a whole face (stage 1), or one patch of a face with its true centre."""
+    """Training sample: a whole face (stage 1), or one patch of a face with its true centre (x, y)."""
 
     face: Face
     patch: Patch | None = None
@@ -46,7 +49,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images (n, 3, S, S) float32, labels (n, S, S) uint8, and weights (n, S, S) float32: 0 outside the image."""
+    """Images (n, 3, S, S) float32, labels (n, S, S) uint8 and weights (n, S, S) float32, 0 outside the image."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -54,12 +57,12 @@ class Batch(NamedTuple):
 
 
 def samples_of(network: str, faces: Sequence[Face], centre_rule: str = "median") -> list[Sample]:
-    """All samples of a network; patches of parts that a face does not have are left out.
+    """Return all samples of a network, without patches of parts that a face does not have.
 
     Raises
     ------
     InputError
-        If no face has the network's parts.
+        If no face has any of the network's parts.
     """
     if network == "stage1":
         return [Sample(face) for face in faces]
@@ -79,12 +82,12 @@ def _without_parts(faces: int, network: str) -> InputError:
 
 
 def require_parts(faces: Sequence[Face]) -> None:
-    """Make sure that every network has something to learn, before the first is trained.
+    """Check before training that every network has at least one sample.
 
     Raises
     ------
     InputError
-        Naming the network whose parts no face has.
+        If no face has any part of a network; the message names the network.
     """
     seen: set[int] = set()
     for face in faces:
@@ -96,14 +99,22 @@ def require_parts(faces: Sequence[Face]) -> None:
             raise _without_parts(len(faces), name)
 
 
-#: Changes the colours of an input: values (S, S, 3), inside (S, S) -> values.
+#: Photometric augmentation of an input: (values (S, S, 3), inside (S, S)) -> values.
 Recolour = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def make_sample(
     sample: Sample, draw: Draw, label_rule: str, recolour: Recolour | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One augmented input: image (3, S, S), labels (S, S) and weights (S, S), by a single warp of the photograph."""
+    """Make one augmented sample with a single warp of the photograph.
+
+    Returns
+    -------
+    image : (3, S, S) float32
+    labels : (S, S) uint8
+    weights : (S, S) float32
+        1 inside the photograph, 0 outside.
+    """
     if sample.patch is None or sample.centre is None:
         size = NETWORKS["stage1"].size
         place = Letterbox.of(sample.face.pixels.shape[0], sample.face.pixels.shape[1], size).matrix()
@@ -121,13 +132,13 @@ def make_sample(
 
 
 class Batches:
-    """The batches of one network's training.
+    """Training batches of one network.
 
     Parameters
     ----------
     network : str
     samples : sequence of Sample
-    train, augment : settings
+    train, augment : Train, Augment
     seed : int
     """
 
@@ -139,11 +150,11 @@ class Batches:
         self._seed = seed
 
     def epochs(self, steps: int) -> int:
-        """How many times all samples were seen after so many steps."""
+        """Return the number of complete epochs after `steps` steps."""
         return steps * self._train.batch // len(self._samples)
 
     def order(self, step: int) -> list[int]:
-        """Sample numbers of the step-th batch: random permutations of all samples, one after the other."""
+        """Return the sample indices of batch `step`, from consecutive random permutations of all samples."""
         first = step * self._train.batch
         count = len(self._samples)
         permutations = {}
@@ -156,7 +167,7 @@ class Batches:
         return numbers
 
     def make(self, step: int, part: slice | None = None) -> Batch:
-        """The batch of the step-th update, counted from 0, or the same samples of it whoever makes the others."""
+        """Make batch `step` (from 0), or only the slice `part` of it; samples do not depend on `part`."""
         rng = generator(self._seed, self._network, AUGMENT, step)
         settings, size = self._augment, NETWORKS[self._network].size
         shared = Draw.random(rng, settings) if settings.draw == "batch" else None
@@ -179,7 +190,7 @@ class Batches:
         return Batch(images, labels, weights)
 
     def ahead(self, first: int, stop: int, depth: int = 2, part: slice | None = None) -> Iterator[Batch]:
-        """Batches first .. stop - 1, or a part of each, `depth` of them made in advance by a thread."""
+        """Yield batches first .. stop - 1, or the slice `part` of each; a thread prefetches `depth` of them."""
         with ThreadPoolExecutor(1, "batches") as pool:
             upcoming = deque()
             try:
@@ -193,7 +204,10 @@ class Batches:
 
 
 def validation_batch(samples: Sequence[Sample], train: Train) -> Batch:
-    """All samples without augmentation, cut as in use: whole-pixel patches around the true centres."""
+    """Make one batch of all samples, without augmentation; patches are cropped at whole pixels as in inference.
+
+    Their centres are the true ones.
+    """
     made = []
     for sample in samples:
         if sample.patch is None or sample.centre is None:

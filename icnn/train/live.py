@@ -1,7 +1,7 @@
-"""A training that goes on, as a page that reloads itself: how far it is, validation crops, curves.
+"""Live training report: progress, curves and validation crops, auto-refreshed.
 
-It stands where the run's report will be. Everything in it is read from the
-run's folder, so a resumed training loses nothing of it.
+It has the path of the run's final report. Everything in it is read from the
+run's folder, so it stays complete when a training is resumed.
 """
 
 import math
@@ -23,18 +23,18 @@ from icnn.train.batches import Batch
 from icnn.train.run_folder import Run
 from minicnn.checkpoint import atomic_path
 
-CROPS = 6  # of the validation crops that are shown
-_RELOAD = 20  # seconds
-_RECENT = 5  # validations that tell the pace
+CROPS = 6  # number of validation crops to display
+_RELOAD = 20  # seconds between page reloads
+_RECENT = 5  # number of validations over which the median speed is taken
 
 
 def shown_crops(validation: Batch, most: int) -> np.ndarray:
-    """Numbers of at most so many validation crops, spread over all of them."""
+    """Return the indices of at most `most` validation crops, spread evenly over all of them."""
     return np.unique(np.linspace(0, len(validation.images) - 1, most).round().astype(int))
 
 
 def save_crops(the_run: Run, network: str, step: int, validation: Batch, labels: np.ndarray) -> None:
-    """Write RUN/validation/NETWORK-STEP.png: crops as the network sees them, its labels, the truth.
+    """Write RUN/validation/NETWORK-STEP.png, with three rows: input crops, predicted labels, true labels.
 
     Parameters
     ----------
@@ -42,9 +42,9 @@ def save_crops(the_run: Run, network: str, step: int, validation: Batch, labels:
     network : str
     step : int
     validation : Batch
-        Images (n, 3, S, S) as they enter the network: mean 0, deviation 1.
+        Crops to show; images (n, 3, S, S) normalised to mean 0 and standard deviation 1.
     labels : (n, S, S) integers
-        The network's own, of the same crops.
+        Labels predicted by the network for these crops.
     """
     ids = np.array((0, *NETWORKS[network].ids), np.uint8)
     images = np.clip(128 + 56 * validation.images, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
@@ -55,10 +55,15 @@ def save_crops(the_run: Run, network: str, step: int, validation: Batch, labels:
 
 
 def seconds_left(log: Sequence[Mapping[str, Any]], config: Config) -> float | None:
-    """What is left of all networks' steps, at the pace of the last validations; None before there is one.
+    """Estimate the remaining training time of all networks, from the speed of the last validations.
 
-    Networks are trained in turn, so those before the one that is at work are done, however early they stopped. A step's
-    time goes with its multiplications.
+    Networks are trained in order, so those before the current one are done, even if they stopped early. The time of a
+    step is taken as proportional to its multiplications.
+
+    Returns
+    -------
+    float or None
+        Seconds; None before the first validation.
     """
     begun = [name for name in NETWORKS if entries_of(log, name)]
     if not begun:
@@ -79,7 +84,7 @@ def seconds_left(log: Sequence[Mapping[str, Any]], config: Config) -> float | No
 
 
 def _work(name: str, config: Config) -> float:
-    """Multiplications of a network's convolutions for one image."""
+    """Count the multiplications of a network's convolutions for one image."""
     network = NETWORKS[name]
     graph = icnn_graph(network.labels, network.size, config.network.preset)
     planes = {node.name: math.prod(node.shape[1:]) for node in graph.nodes.values()}
@@ -91,14 +96,14 @@ def _work(name: str, config: Config) -> float:
 
 
 def duration(seconds: float) -> str:
-    """About how long, in words."""
+    """Format a duration in words, rounded to minutes."""
     minutes = max(1, round(seconds / 60))
     hours, rest = divmod(minutes, 60)
     return count(minutes, "minute") if not hours else f"{count(hours, 'hour')} {count(rest, 'minute')}"
 
 
 def write_progress(the_run: Run, config: Config) -> None:
-    """Write RUN/report.html of a training that goes on."""
+    """Write RUN/report.html for a training in progress."""
     log = the_run.read_log()
     left = seconds_left(log, config)
     at = datetime.now().strftime("%H:%M:%S")
@@ -127,7 +132,7 @@ def _networks(log: Sequence[Mapping[str, Any]], config: Config) -> str:
 
 
 def _crops(the_run: Run) -> str:
-    """The newest sheet of each network; the page has the pictures inside."""
+    """Return HTML with the newest sheet of crops of each network, as embedded images."""
     latest: dict[str, Path] = {}
     for path in sorted((the_run.folder / "validation").glob("*.png")):
         latest[path.stem.rpartition("-")[0]] = path

@@ -1,4 +1,4 @@
-"""The folder of a training: settings, weights, log, state to go on from."""
+"""Run folder of a training: settings, weights, log and checkpoints."""
 
 import json
 import math
@@ -21,17 +21,17 @@ from minicnn.checkpoint import CheckpointError, atomic_path, load_tensors, remov
 
 @dataclass
 class Progress:
-    """How far one network's training has come, besides its parameters.
+    """Training progress of one network: everything in its checkpoint besides tensors.
 
     Attributes
     ----------
-    step : updates made
-    best_f, best_step : best validation F and when it was seen
-    checks_since_best : validations since then
-    rises : rises of the validation loss in a row
-    validation_loss : of the last validation
-    loss_sum, loss_count : of the training loss since the last validation
-    finished : whether training is over
+    step : number of updates done
+    best_f, best_step : best validation F and the step at which it was reached
+    checks_since_best : number of validations since then
+    rises : number of consecutive rises of the validation loss
+    validation_loss : loss of the last validation
+    loss_sum, loss_count : sum and number of the training losses since the last validation
+    finished : whether training has ended
     """
 
     step: int = 0
@@ -45,13 +45,13 @@ class Progress:
     finished: bool = False
 
     def sound(self) -> bool:
-        """Whether every value is of its type, as what comes from a file need not be."""
+        """Return True if every value has its declared type, which a file does not guarantee."""
         kinds = {int: (int,), float: (int, float), bool: (bool,)}
         return all(type(getattr(self, one.name)) in kinds[type(one.default)] for one in fields(self))
 
 
 def write_json(path: Path, data: object) -> None:
-    """Write `data` as JSON, whole or not at all."""
+    """Write `data` as JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(data, indent=1) + "\n")
 
@@ -62,7 +62,7 @@ class Run:
     Parameters
     ----------
     folder : Path
-        Made by `open`, or of an earlier training.
+        Folder of an earlier training, or one that `open` will create.
     """
 
     def __init__(self, folder: Path):
@@ -70,7 +70,7 @@ class Run:
 
     @classmethod
     def new(cls, folder: Path | None) -> "Run":
-        """A run in a folder that is yet to be made (default runs/<date-time>).
+        """Return a run in a new folder (default runs/<date-time>), which `open` will create.
 
         Raises
         ------
@@ -82,19 +82,19 @@ class Run:
         return run
 
     def require_new(self) -> None:
-        """Raise InputError if there is anything in the folder, but for what a killed process leaves in a new one."""
+        """Raise InputError if the folder is not empty; hidden files, left by a killed process, are ignored."""
         folder = self.folder
         if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
             raise InputError(f"{folder}: expected a new or empty folder; --resume {folder} goes on with a training")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While it lasts, no other process can hold this run; the system ends it with the process, however it ends.
+        """Hold an exclusive lock on this run; the operating system releases it when the process ends, even if killed.
 
         Raises
         ------
         InputError
-            If another process holds it.
+            If another process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / ".lock", timeout=0)
@@ -109,12 +109,12 @@ class Run:
 
     @property
     def config_path(self) -> Path:
-        """Where the settings of an earlier training lie.
+        """Path of the settings of an earlier training.
 
         Raises
         ------
         InputError
-            If the folder is no run.
+            If the folder has no config.toml, so is not a run.
         """
         path = self.folder / "config.toml"
         if not path.is_file():
@@ -122,25 +122,25 @@ class Run:
         return path
 
     def open(self, config: Config) -> None:
-        """Write config.toml, make what is missing of the folder, and clear away what a kill has left."""
+        """Write config.toml, create missing subfolders, and remove temporary files left by a killed process."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self.folder / "config.toml") as path:  # first: with it the folder is one that can be resumed
+        with atomic_path(self.folder / "config.toml") as path:  # first, because it makes the folder resumable
             save_config(config, path)
         for name in ("", "weights", "state", "validation"):
             (self.folder / name).mkdir(exist_ok=True)
             remove_unfinished(self.folder / name)
 
     def note_faces(self, digest: str) -> None:
-        """Remember what the training is about, for `require_faces`."""
+        """Store the digest of the training's faces, for `require_faces`."""
         write_json(self._faces, digest)
 
     def require_faces(self, digest: str) -> None:
-        """Make sure that a training goes on with the faces it began with.
+        """Check that a resumed training has the faces it began with; `digest` is that of the current ones.
 
         Raises
         ------
         InputError
-            If its exemplars or tuning images are others now.
+            If the exemplars or tuning images have changed.
         """
         if self._faces.exists() and self._faces.read_text("utf-8", errors="replace") != f'"{digest}"\n':
             raise InputError(
@@ -153,26 +153,26 @@ class Run:
         return self.folder / "state" / "faces.json"
 
     def weights_path(self, network: str) -> Path:
-        """Where the weights of one network lie."""
+        """Return the path of the weights file of one network."""
         return self.folder / "weights" / f"{network}.safetensors"
 
     # ---- log.jsonl
 
     def log(self, entry: Mapping[str, Any]) -> None:
-        """Append one line, which is on the disk when this returns."""
+        """Append one entry to log.jsonl and flush it to disk (fsync)."""
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All whole lines; one that a kill has cut off, or that is none of ours, is dropped."""
+        """Return the valid entries of log.jsonl; lines truncated by a kill or otherwise invalid are dropped."""
         path = self.folder / "log.jsonl"
         lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
         return [entry for line in lines if (entry := _log_entry(line)) is not None]
 
     def forget_log(self, network: str, after: int) -> None:
-        """Drop a network's lines later than step `after`, and what is left of one: a resumed training writes them."""
+        """Drop a network's entries after step `after`, which a resumed training writes again, and truncated lines."""
         kept = [entry for entry in self.read_log() if entry["network"] != network or entry["step"] <= after]
         with atomic_path(self.folder / "log.jsonl") as path:
             path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
@@ -180,12 +180,17 @@ class Run:
     # ---- state/NETWORK.safetensors
 
     def save_state(self, network: str, tensors: Mapping[str, np.ndarray], progress: Progress) -> None:
-        """Write what `load_state` reads."""
+        """Write the checkpoint of one network, for `load_state`."""
         path = self.folder / "state" / f"{network}.safetensors"
         save_tensors(path, tensors, {"progress": json.dumps(asdict(progress))})
 
     def load_state(self, network: str) -> tuple[dict[str, np.ndarray], Progress] | None:
-        """Tensors and progress of one network, or None before its first state.
+        """Read the checkpoint of one network.
+
+        Returns
+        -------
+        (dict of arrays, Progress) or None
+            None if there is no checkpoint yet.
 
         Raises
         ------
@@ -206,7 +211,7 @@ class Run:
 
 
 def _log_entry(line: str) -> dict[str, Any] | None:
-    """A line of log.jsonl: a network, a step, and finite numbers; None for anything else."""
+    """Parse a line of log.jsonl; return None unless it has a network, a step and only finite numbers."""
     try:
         entry = json.loads(line)
         numbers = {key: value for key, value in entry.items() if key != "network" and value is not None}

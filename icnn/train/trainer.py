@@ -1,4 +1,4 @@
-"""One network's training (Sec. 2.5 and 4.2): batches, SGD, validation, early stopping, states."""
+"""Training of one network (Sec. 2.5 and 4.2): SGD steps, validation, early stopping, checkpoints."""
 
 import json
 import math
@@ -36,23 +36,38 @@ def train_network(
     signals: Signals,
     comm: Communicator = SINGLE,
 ) -> Progress:
-    """Train one network and write its weights; goes on from the run's state if there is one.
+    """Train one network and write its weights, resuming from the run's checkpoint if there is one.
 
-    All processes call this, with the same arguments; the first one writes.
+    In distributed training every process calls this with the same arguments; only rank 0 writes.
+
+    Parameters
+    ----------
+    name : str
+        Name of the network, a key of `NETWORKS`.
+    faces, validation_faces : sequence of Face
+    config : Config
+    run : Run
+    backend : str
+    signals : Signals
+    comm : Communicator
+
+    Returns
+    -------
+    Progress
 
     Raises
     ------
     InputError
-        If the faces have none of the network's parts.
+        If no face has any of the network's parts.
     NotFiniteError
-        If the loss becomes NaN or infinite; the run's state is the last good one.
+        If the loss becomes NaN or infinite; the run keeps the last good checkpoint.
     StopError
-        After a signal; the run's state is that of this very step.
+        After a signal; the checkpoint is of the step at which it stopped.
     """
-    comm.barrier()  # for what the first has written of the network before
+    comm.barrier()  # wait until rank 0 has written the previous network
     if (state := run.load_state(name)) is not None and state[1].finished:
         return state[1]
-    comm.barrier()  # until all have read the state that the first will overwrite
+    comm.barrier()  # wait until all ranks have read the state that rank 0 will overwrite
     train, augment = config.for_network(name)
     samples = samples_of(name, faces, train.centre)
     validation = validation_batch(samples_of(name, validation_faces, train.centre), train)
@@ -67,23 +82,23 @@ def train_network(
     trainer.train(batches, signals)
     if comm.rank == 0:
         trainer.plan.save(run.weights_path(name), **metadata)
-    return trainer.finish()  # after the weights: a kill between the two makes them again
+    return trainer.finish()  # after the weights: if killed in between, a resumed run writes them again
 
 
 def _layout(faces: Sequence[Face], rule: str) -> str:
-    """Mean part centres of the training faces, for the fallback of stage 1's weights."""
+    """Return the mean part centres of the training faces as JSON, the fallback layout in stage 1's weights."""
     size = NETWORKS["stage1"].size
     centres = [part_centres(face.labels(), rule) for face in faces]
     boxes = [Letterbox.of(face.pixels.shape[0], face.pixels.shape[1], size) for face in faces]
     return json.dumps(mean_layout(centres, boxes, size).round(4).tolist())
 
 
-_LOSSES_A_READ = 16  # steps
-_EMA_EVERY = 8  # steps
+_LOSSES_A_READ = 16  # steps between two reads of the losses
+_EMA_EVERY = 8  # steps between two updates of the EMA
 
 
 class Trainer:
-    """The loop around a plan's steps.
+    """Training loop of one network.
 
     Parameters
     ----------
@@ -94,12 +109,12 @@ class Trainer:
     backend : str
     validation : Batch
     comm : Communicator
-        Processes that train together; all but the first write nothing.
+        Processes of a distributed training; only rank 0 writes files.
 
     Raises
     ------
     InputError
-        If the batch cannot be cut into the shards, or the shards not be shared by the processes.
+        If the batch cannot be split into the shards, or the shards cannot be divided among the processes.
     """
 
     def __init__(
@@ -128,14 +143,14 @@ class Trainer:
         self._shown = Batch(*(array[shown] for array in validation))
         self._optimiser = SGD(schedule_of(train), train.momentum, train.nesterov, train.weight_decay, train.shrink)
         self._best = self.plan.state()["values"]
-        self._ema = self._best.astype(np.float64)  # used if `train.ema` asks for it
+        self._ema = self._best.astype(np.float64)  # only used if `train.ema` is not 0
         self._progress = Progress()
-        self._losses: list = []  # of the last steps, still on the device
+        self._losses: list = []  # losses of the last steps, not yet read from the device
 
     def restore(self, tensors: dict[str, np.ndarray], progress: Progress) -> None:
-        """Go on from a state of the run."""
+        """Resume from a checkpoint of the run (see `Run.load_state`)."""
         self._best = tensors["best"]
-        self._ema = tensors.get("average", self._ema)  # there if the settings ask for it
+        self._ema = tensors.get("average", self._ema)  # only present if EMA is enabled
         self._progress = progress
         self.plan.restore(tensors, progress.step)
         if self._comm.rank == 0:
@@ -143,7 +158,7 @@ class Trainer:
 
     @property
     def _over(self) -> bool:
-        """Whether the last step is made, or a stopping rule applied at the last validation."""
+        """True after the last step, or if a stopping rule applied at the last validation."""
         progress, settings = self._progress, self._train
         return (
             progress.step >= settings.steps
@@ -152,7 +167,7 @@ class Trainer:
         )
 
     def train(self, batches: Batches, signals: Signals) -> None:
-        """Run to the last step or until a stopping rule applies; then the plan holds the weights to keep."""
+        """Train until the last step or a stopping rule, then load the weights to keep into the plan."""
         progress, steps = self._progress, self._train.steps
         if progress.step == 0:
             self._save()
@@ -163,7 +178,7 @@ class Trainer:
         part = slice(self._shards[0].start, self._shards[-1].stop)
         with bar:
             for batch in batches.ahead(progress.step, stop, part=part):
-                if number := self._comm.all_max(signals.number):  # all stop at the same step
+                if number := self._comm.all_max(signals.number):  # so that all ranks stop at the same step
                     self._read_losses()
                     self._save()
                     raise StopError(number)
@@ -192,7 +207,7 @@ class Trainer:
         self.plan.restore({**self.plan.state(), "values": kept}, progress.step)
 
     def finish(self) -> Progress:
-        """Note that the weights are where they belong."""
+        """Mark the training as finished in the checkpoint, once the weights are written."""
         self._progress.finished = True
         self._save()
         return self._progress
@@ -208,12 +223,12 @@ class Trainer:
         self._losses.append(loss.copy())
         self._progress.step += 1
         if self._train.ema and self._progress.step % _EMA_EVERY == 0:
-            # early on the average is over few steps, so that the first weights do not stay in it for long
+            # start with a small decay, so that the initial weights soon vanish from the average
             decay = min(self._train.ema, 1 - 10 / (10 + self._progress.step)) ** _EMA_EVERY
             self._ema += (1 - decay) * (self.plan.state()["values"] - self._ema)
 
     def _read_losses(self) -> None:
-        """Add up the losses of the last steps: once in a while, since a GPU is waited for."""
+        """Read and sum the losses of the last steps; done only every few steps because it synchronises with the GPU."""
         losses, self._losses = self._losses, []
         for step, loss in enumerate(map(float, losses), self._progress.step - len(losses) + 1):
             if not math.isfinite(loss):
@@ -234,30 +249,30 @@ class Trainer:
         self._run.save_state(self._name, tensors, self._progress)
 
     def _candidate(self) -> np.ndarray:
-        """The parameters that would be kept now: the plan's own, or their average."""
+        """Return the candidate weights: the plan's own, or their EMA if it is enabled."""
         return self._ema.astype(np.float32) if self._train.ema else self.plan.state()["values"]
 
     @contextmanager
     def _as_kept(self) -> Iterator[np.ndarray]:
-        """While it lasts, the plan has the parameters that would be kept now, which are what it yields."""
+        """Temporarily load the candidate weights (EMA if enabled) into the plan and yield them."""
         own, candidate = self.plan.state(), self._candidate()
         self.plan.restore({**own, "values": candidate}, self._progress.step)
         yield candidate
         self.plan.restore(own, self._progress.step)
 
     def _labels_of_shown(self) -> np.ndarray:
-        """What the plan's parameters make of a few validation crops, (n, S, S)."""
+        """Predict the labels of the displayed validation crops with the plan's weights, (n, S, S)."""
         return self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
 
     def _picture(self, labels: np.ndarray) -> None:
-        """Write those crops with these labels, and the page of the training with them."""
+        """Write the displayed crops with these labels, and update the live report."""
         if self._comm.rank:
             return
         save_crops(self._run, self._name, self._progress.step, self._shown, labels)
         write_progress(self._run, self._config)
 
     def _validate(self, speed: float) -> None:
-        """Score the validation crops, log, remember the best weights."""
+        """Score the validation crops, log the result and keep the best weights."""
         progress = self._progress
         with self._as_kept() as candidate:
             loss, f = validation_scores(self.plan, self._name, self._validation, self._comm)
@@ -287,19 +302,19 @@ class Trainer:
 
 
 def schedule_of(train: Train) -> Schedule:
-    """The learning rate over the steps of a training."""
+    """Return the learning rate schedule of a training."""
     if train.schedule == "constant":
         return Constant(train.lr)
     return Cosine(train.lr, train.steps, round(train.warmup * train.steps))
 
 
 def shard_count(train: Train, comm: Communicator) -> int:
-    """Into how many shards a batch is cut: as many as the settings say, or one a process.
+    """Return the number of shards per batch: `train.shards`, but at least one per process.
 
     Raises
     ------
     InputError
-        If there are fewer images than shards, or the processes cannot take equally many shards.
+        If the batch has fewer images than shards, or the shards cannot be divided evenly among the processes.
     """
     count = max(train.shards, comm.size)
     if count > train.batch:
@@ -313,21 +328,25 @@ def shard_count(train: Train, comm: Communicator) -> int:
 
 
 def own_shards(train: Train, comm: Communicator) -> list[slice]:
-    """Places in the batch of the shards that this process computes, one after the other."""
+    """Return the batch slices of the shards that this process computes, in order."""
     shards = shards_of(train.batch, shard_count(train, comm))
     each = len(shards) // comm.size
     return shards[comm.rank * each : (comm.rank + 1) * each]
 
 
 def validation_scores(plan: Plan, name: str, validation: Batch, comm: Communicator = SINGLE) -> tuple[float, float]:
-    """Mean cross-entropy over all pixels in images, and mean F of the network's labels, on crops.
+    """Compute the mean cross-entropy over all pixels inside the images and the mean F of the validation crops.
 
-    In stage 1 left and right count apart; labels that neither the truth nor the prediction has do not count. The
-    processes share the crops, and all get the scores, which do not depend on who has which.
+    In stage 1 left and right are separate labels; labels absent from both truth and prediction are skipped. The crops
+    are distributed over the processes; all get the same scores, which do not depend on how they are distributed.
+
+    Returns
+    -------
+    loss, f : float
     """
     labels = NETWORKS[name].labels
     starts = range(0, len(validation.images), plan.batch)
-    # A row a batch: loss times weight, weight, confusion. Each is one process's, 0 in the others: their sum is exact.
+    # One row per batch: loss times weight, weight, confusion. Only one process fills a row, so all_reduce is exact.
     found = np.zeros((len(starts), 2 + labels * labels))
     for row in range(comm.rank, len(starts), comm.size):
         images, truth, weights = (array[starts[row] : starts[row] + plan.batch] for array in validation)
@@ -337,5 +356,5 @@ def validation_scores(plan: Plan, name: str, validation: Batch, comm: Communicat
         matrix = confusion(truth[inside], logits.argmax(1)[inside], labels)
         found[row] = float(plan.loss(truth, weights)) * weight, weight, *matrix.ravel()
     comm.all_reduce(found)
-    loss, weight = found[:, 0].cumsum()[-1], found[:, 1].cumsum()[-1]  # one by one: the order is that of the crops
+    loss, weight = found[:, 0].cumsum()[-1], found[:, 1].cumsum()[-1]  # sequential sums, in the order of the crops
     return float(loss / weight), mean_f(found[:, 2:].sum(0).reshape(labels, labels).astype(np.int64))

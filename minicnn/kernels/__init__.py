@@ -1,21 +1,23 @@
-"""Backends, and `get_backend`.
+"""Backends and their loader, `get_backend`.
 
 A backend is a module of free functions. Every kernel of `SIGNATURES` exists in
 every backend under the same name with the same ordered arguments: outputs
-first, then inputs, then scratch, then sizes. The caller owns every array; a
-kernel allocates none, converts none and keeps no state.
+first, then inputs, then workspace (scratch), then sizes. The caller owns every
+array; a kernel allocates none, converts none and keeps no state.
 
-Besides the kernels a backend has ``NAME``, ``empty(shape, dtype)``,
-``zeros(shape, dtype)``, ``planes(shape, dtype, halo)`` (zeros (N, C, H, W) in
-the backend's own layout, with zeros around each plane if it likes them),
-``upload(destination, source)`` (from NumPy), ``download(array)`` (to NumPy),
-``scratch_size(kernel, **letters)``, ``bind(kernel, *arguments)`` (a call that
-is looked at once and made many times), ``record(run)`` (a function that makes
-all bound calls that `run` makes, as one if it can), ``Feed(*destinations)``
-(brings batches, while others are computed if it can), ``all_reduce(comm)`` (a
-function that replaces an array, in every process of `minicnn.distributed`, by the
-sum of all), ``memory_left()`` (bytes, or None) and ``threads(count)``, a context
-manager.
+Besides the kernels a backend provides ``NAME`` and:
+
+- ``empty(shape, dtype)``, ``zeros(shape, dtype)``: allocate an array;
+- ``planes(shape, dtype, halo)``: zeros (N, C, H, W) in the backend's own memory
+  layout, which may add zeros around each plane;
+- ``upload(destination, source)``: copy from NumPy; ``download(array)``: to NumPy;
+- ``scratch_size(kernel, **letters)``: least workspace size in elements;
+- ``bind(kernel, *arguments)``: validate a call once, to be run many times;
+- ``record(run)``: capture the bound calls that `run` makes, replayed as one if possible;
+- ``Feed(*destinations)``: prefetcher that copies batches, during computation if possible;
+- ``all_reduce(comm)``: function that replaces an array by its sum over all
+  processes of `minicnn.distributed`;
+- ``memory_left()``: free bytes, or None; ``threads(count)``: context manager.
 """
 
 import importlib
@@ -24,23 +26,23 @@ from types import ModuleType
 
 from minicnn.kernels.signatures import SIGNATURES
 
-#: Fastest first, and one to compare with that "auto" does not try.
+#: Backend name -> module, fastest first. "cublas" is for comparison only; "auto" does not try it.
 _MODULES = {"cupy": "cuda.backend", "numba": "cpu.backend", "numpy": "reference", "cublas": "cuda.cublas"}
 _AUTOMATIC = ("cupy", "numba", "numpy")
 _ADVICE = "; use numba or numpy"
 
 
 class BackendError(RuntimeError):
-    """A backend is unknown, cannot be used on this machine, or breaks the signature table."""
+    """Raised if a backend is unknown, cannot be used on this machine, or does not match the signature table."""
 
 
 def check_backend(module: ModuleType) -> None:
-    """Compare a backend with `SIGNATURES`.
+    """Check that a backend has every kernel of `SIGNATURES` with the same argument names in order.
 
     Raises
     ------
     BackendError
-        Naming the first kernel that is missing or whose arguments differ.
+        If a kernel is missing or its arguments differ; the message names the first one.
     """
     for kernel, arguments in SIGNATURES.items():
         function = getattr(module, kernel, None)
@@ -55,12 +57,12 @@ def check_backend(module: ModuleType) -> None:
 
 
 def get_backend(name: str) -> ModuleType:
-    """Load the backend `name` and check it against the table.
+    """Load the backend `name` and check it against the signature table.
 
     Raises
     ------
     BackendError
-        If the name is unknown or the backend cannot be used here.
+        If the name is unknown, or the backend cannot be used on this machine.
     """
     if name not in _MODULES:
         raise BackendError(f"unknown backend {name!r}: expected one of {', '.join(_MODULES)}")
@@ -73,18 +75,24 @@ def get_backend(name: str) -> ModuleType:
 
 
 def choose_backend(name: str) -> tuple[str, str]:
-    """Resolve "auto" to the fastest backend that can be used here.
+    """Resolve "auto" to the fastest backend that can be used on this machine.
+
+    Parameters
+    ----------
+    name : str
+        "auto" or the name of a backend.
 
     Returns
     -------
     name : str
+        Name of the chosen backend.
     reason : str
-        One line for the user: which backend, and why not a faster one.
+        One line for the user: the chosen backend, and the reason why no faster one was chosen.
 
     Raises
     ------
     BackendError
-        If a backend asked for by name cannot be used.
+        If a backend requested by name cannot be used, or "auto" finds none.
     """
     if name != "auto":
         get_backend(name)

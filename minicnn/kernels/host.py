@@ -1,4 +1,4 @@
-"""What the backends on the CPU share: their arrays are NumPy's, and a call is over when it returns."""
+"""Functions shared by the CPU backends, which use NumPy arrays and run every call synchronously."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ download = np.asarray
 
 
 def cores() -> int:
-    """CPU cores that this process may use; not every system can tell them from those that there are."""
+    """Return the number of CPU cores this process may use; all cores if the system does not report an affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -21,34 +21,34 @@ def upload(destination: np.ndarray, values: np.ndarray) -> None:
 
 
 class Feed:
-    """Brings batches to where a step reads them.
+    """Prefetcher interface that copies batches into the arrays a step reads; on the CPU it copies at once.
 
     Parameters
     ----------
-    *destinations : arrays
-        Of a whole batch, or without dimensions.
+    *destinations : ndarray
+        Arrays with the batch as first axis, or 0-d arrays; values are converted to their dtypes.
     """
 
     def __init__(self, *destinations: np.ndarray):
         self._destinations = destinations
 
     def __call__(self, *values: np.ndarray | float) -> None:
-        """Put the first n of each destination in order; n is the length of the values."""
+        """Copy one value to each destination, in order: n samples fill the first n entries."""
         for destination, value in zip(self._destinations, values, strict=True):
             part = destination[: np.shape(value)[0]] if destination.ndim else destination
             np.copyto(part, value, casting="unsafe")
 
 
 def record(run: Callable[[], None]) -> Callable[[], None]:
-    """A function that does what `run` does: `run` itself."""
+    """Return `run` itself: the CPU backends have nothing to capture."""
     return run
 
 
 def all_reduce(comm) -> Callable[[np.ndarray], None]:
-    """A function that replaces an array, in every process, by the sum of all."""
+    """Return a function that replaces an array, in every process, by its sum over all processes."""
     return comm.all_reduce
 
 
 def memory_left() -> None:
-    """Not known: the system lends more memory than there is."""
+    """Return None: free memory is unknown, because the operating system overcommits it."""
     return None

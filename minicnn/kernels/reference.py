@@ -1,7 +1,8 @@
-"""Backend "numpy": the reference, written beside the equations.
+"""Backend "numpy": the reference implementation, written next to the equations.
 
-Any float dtype. Convolution is plain im2col and matrix multiplication; every
-other kernel is a few strided slices. Shapes and roles: `minicnn.kernels`.
+It works for any float dtype. Convolution is plain im2col followed by a matrix
+multiplication; every other kernel consists of a few strided slices. Shapes and
+roles of the arguments: `minicnn.kernels.signatures`.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,21 +14,21 @@ from numpy.lib.stride_tricks import as_strided
 
 try:
     from threadpoolctl import ThreadpoolController
-except ImportError:  # only a machine that was set up by hand lacks it: BLAS then takes as many threads as it likes
+except ImportError:  # missing only in a manual installation: BLAS then chooses its number of threads
     ThreadpoolController = None
 
 from minicnn.kernels.host import Feed, all_reduce, download, empty, memory_left, record, upload, zeros
 
 NAME = "numpy"
 
-# What the backend has besides its kernels.
+# Functions of the backend besides its kernels.
 __all__ = ["Feed", "all_reduce", "download", "empty", "memory_left", "record", "upload", "zeros"]
 
 _BLAS = ThreadpoolController and ThreadpoolController()
 
 
 def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
-    """Zeros (N, C, H, W); this backend has no use for a halo."""
+    """Return zeros (N, C, H, W); `halo` is ignored, this backend does not need one."""
     return np.zeros(shape, dtype)
 
 
@@ -37,12 +38,28 @@ def threads(count: int) -> AbstractContextManager:
 
 
 def bind(kernel: str, *arguments) -> Callable[[], None]:
-    """A call of a kernel, to be made many times on the same arrays."""
+    """Return a call of a kernel without arguments, to be run many times on the same arrays.
+
+    Parameters
+    ----------
+    kernel : str
+        Name of the kernel.
+    *arguments : arrays and numbers
+        All arguments of the kernel, in the order of its signature.
+    """
     return partial(globals()[kernel], *arguments)
 
 
 def scratch_size(kernel: str, **size: int) -> int:
-    """Elements of scratch that `kernel` needs for the sizes given as shape letters."""
+    """Return the number of workspace elements that `kernel` needs.
+
+    Parameters
+    ----------
+    kernel : str
+        Name of the kernel.
+    **size : int
+        Sizes by shape letter, such as ``N=16``; see `minicnn.kernels.signatures`.
+    """
     if kernel.startswith("conv2d"):
         c, o, k, h, w = size["C"], size["O"], size["K"], size["H"], size["W"]
         return c * (h + k - 1) * (w + k - 1) + c * k * k * h * w + o * c * k * k
@@ -63,15 +80,16 @@ def scratch_size(kernel: str, **size: int) -> int:
 
 
 def _padding(k: int) -> int:
-    """Rows of zeros above and columns to the left of a plane: the output keeps its size.
+    """Return the rows of zeros above a plane, and columns to its left, that keep the output size.
 
-    An even window looks one further ahead than back, as `scipy.signal.correlate2d(mode="same")`.
+    An even kernel size needs one more row or column after the plane than before it, as in
+    `scipy.signal.correlate2d(mode="same")`.
     """
     return (k - 1) // 2
 
 
 def _im2col(x: np.ndarray, k: int, before: int, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unfold one image (C, H, W) into columns (C K K, H W) in scratch; return them and the scratch left."""
+    """Unfold one image (C, H, W) into columns (C K K, H W) in the workspace; return them and the unused workspace."""
     c, h, w = x.shape
     rows, columns = h + k - 1, w + k - 1
     padded, s = s[: c * rows * columns].reshape(c, rows, columns), s[c * rows * columns :]
@@ -94,13 +112,13 @@ def conv2d_forward(y, x, w, b, s):
 
 
 def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
-    """y = tanh(x correlated with w + b), and what `interlink_forward` makes of it: all of eq. (1)."""
+    """y = tanh(x correlated with w + b), all of eq. (1); pooled and up as in `interlink_forward`."""
     conv2d_forward(y, x, w, b, s)
     interlink_forward(y, pooled, up, y)
 
 
 def conv2d_backward_data(dx, dy, w, s, add):
-    """dx: the columns' gradient is w^T dy; every input pixel gathers it from the windows it was in."""
+    """dx = w^T dy, the gradient of the im2col columns, summed for each pixel over the windows that contain it."""
     n_images, c, h, width = dx.shape
     o, k = w.shape[0], w.shape[2]
     before, rows, columns = _padding(k), h + k - 1, width + k - 1
@@ -141,12 +159,12 @@ def _store(destination: np.ndarray, value: np.ndarray, add: bool) -> None:
 def _window_slices(
     shape: tuple[int, ...], pooled: tuple[int, ...], window: int, stride: int, border: int
 ) -> Iterator[tuple[tuple, tuple]]:
-    """For each position in the window, row-major: the outputs that reach a pixel there, and those pixels."""
+    """Yield, per window position (row-major), the indices of the outputs with a pixel there and of those pixels."""
 
     def one_axis(offset: int, size: int, out: int) -> tuple[slice, slice]:
         first = max(0, -((offset - border) // stride))
         stop = min(out, (size - 1 - offset + border) // stride + 1)
-        count = max(0, stop - first)  # 0 where the plane is smaller than the window
+        count = max(0, stop - first)  # 0 if the plane is smaller than the window
         start = first * stride + offset - border
         return slice(first, first + count), slice(start, start + count * stride, stride)
 
@@ -158,17 +176,17 @@ def _window_slices(
 
 
 def max_pool2d_forward(y, x, window, stride, border):
-    """y[i, j] = max of x[stride i - border + u, stride j - border + v], u, v < window; outside counts as -inf."""
+    """y[i, j] = max of x[stride i - border + u, stride j - border + v], u, v < window; pixels outside count as -inf."""
     y[...] = -np.inf
     for out, pixel in _window_slices(x.shape, y.shape, window, stride, border):
         np.maximum(y[out], x[pixel], out=y[out])
 
 
 def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
-    """Each dy goes to the first maximum of its window in row-major order."""
+    """dx = dy added at the first maximum, in row-major order, of each window."""
     if not add:
         dx[...] = 0
-    left = s[: dy.size].reshape(dy.shape)  # what no pixel has taken yet
+    left = s[: dy.size].reshape(dy.shape)  # gradient not yet assigned to a pixel
     hits = s[dy.size : 2 * dy.size].view(np.bool_)[: dy.size].reshape(dy.shape)
     left[...] = dy
     for out, pixel in _window_slices(x.shape, y.shape, window, stride, border):
@@ -179,7 +197,7 @@ def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
 
 
 def mean_pool2d_forward(y, x, window):
-    """y = mean of the window x window tiles of x."""
+    """y = mean of the non-overlapping window x window tiles of x."""
     y[...] = 0
     for out, pixel in _window_slices(x.shape, y.shape, window, window, 0):
         y[out] += x[pixel]
@@ -187,7 +205,7 @@ def mean_pool2d_forward(y, x, window):
 
 
 def mean_pool2d_backward(dx, dy, s, window, add):
-    """Each pixel of a tile gets dy / window^2."""
+    """dx = dy / window^2 at each pixel of a tile."""
     if not add:
         dx[...] = 0
     share = s[: dy.size].reshape(dy.shape)
@@ -197,7 +215,7 @@ def mean_pool2d_backward(dx, dy, s, window, add):
 
 
 def upsample_nearest2d_forward(y, x, factor):
-    """y[i, j] = x[i // factor, j // factor], into the first C channels of y."""
+    """y[i, j] = x[i // factor, j // factor], written to the first C channels of y."""
     for u in range(factor):
         for v in range(factor):
             y[:, : x.shape[1], u::factor, v::factor] = x
@@ -213,7 +231,7 @@ def upsample_nearest2d_backward(dx, dy, factor, add):
 
 
 def parity_maps(y, offset):
-    """Channel `offset` of y: 0 on even columns, 1 on odd ones; the next channel: likewise by row."""
+    """y[:, offset] = column index mod 2; y[:, offset + 1] = row index mod 2."""
     y[:, offset, :, 0::2] = 0
     y[:, offset, :, 1::2] = 1
     y[:, offset + 1, 0::2] = 0
@@ -221,12 +239,12 @@ def parity_maps(y, offset):
 
 
 def concat_forward(y, x, offset):
-    """Copy x into the channels of y that begin at `offset`."""
+    """Copy x (C channels) to channels offset .. offset + C - 1 of y."""
     y[:, offset : offset + x.shape[1]] = x
 
 
 def concat_backward(dx, dy, offset, add):
-    """dx = the channels of dy that begin at `offset`."""
+    """dx = channels offset .. offset + C - 1 of dy."""
     _store(dx, dy[:, offset : offset + dx.shape[1]], add)
 
 
@@ -234,7 +252,7 @@ def concat_backward(dx, dy, offset, add):
 
 
 def tanh_forward(y, x):
-    """y = tanh(x), the f of eq. (1)."""
+    """y = tanh(x), the activation f of eq. (1)."""
     np.tanh(x, out=y)
 
 
@@ -248,7 +266,7 @@ def tanh_backward(dx, dy, y, s, add):
 
 
 def interlink_forward(y, pooled, up, x):
-    """y = tanh(x); pooled = maxima of 2 x 2 tiles of y, up = y doubled, unless they have no channels."""
+    """y = tanh(x); pooled = y max-pooled 2 x 2; up = y upsampled by 2; pooled or up without channels is skipped."""
     tanh_forward(y, x)
     if pooled.shape[1]:
         max_pool2d_forward(pooled, y, 2, 2, 0)
@@ -257,7 +275,7 @@ def interlink_forward(y, pooled, up, x):
 
 
 def interlink_backward(dx, dy, dpooled, dup, y, s):
-    """dx = (dy + gradients of pooled and up) (1 - y^2); what has no channels counts as 0; dx may be dy itself."""
+    """dx = (dy + gradients through pooled and up) (1 - y^2); inputs without channels count as 0; dx may be dy."""
     dx[...] = dy if dy.shape[1] else 0
     if dup.shape[1]:
         upsample_nearest2d_backward(dx, dup, 2, True)
@@ -269,7 +287,7 @@ def interlink_backward(dx, dy, dpooled, dup, y, s):
 
 
 def _labelled(t: np.ndarray, labels: int, s: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """For each label: the label and the mask t == label, kept in scratch."""
+    """Yield each class index `label` with the mask t == label, stored in the workspace."""
     hit = s[: t.size].view(np.bool_)[: t.size].reshape(t.shape)
     for label in range(labels):
         np.equal(t, label, out=hit)
@@ -277,7 +295,7 @@ def _labelled(t: np.ndarray, labels: int, s: np.ndarray) -> Iterator[tuple[int, 
 
 
 def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
-    """p = softmax of z over the labels; total = sum of weights; loss = sum of -weights log p[t] / total."""
+    """p = softmax of z over the classes; total = sum of weights; loss = sum of -weights log p[t] / total."""
     pixels = weights.size
     peak = s[:pixels].reshape(weights.shape)
     norm = s[pixels : 2 * pixels].reshape(weights.shape)
@@ -286,7 +304,7 @@ def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
     np.exp(p, out=p)
     np.sum(p, axis=1, out=norm)
     p /= norm[:, None]
-    # -log p[t] = log(norm) + peak - z[t], which stays finite where p[t] underflows
+    # -log p[t] = log(norm) + peak - z[t], which stays finite if p[t] underflows
     np.log(norm, out=norm)
     norm += peak
     for label, hit in _labelled(t, z.shape[1], s[2 * pixels :]):
@@ -305,7 +323,7 @@ def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
 
 
 def sgd_update(values, velocity, gradients, lr, s, momentum, nesterov, weight_decay, shrink):
-    """One step of `minicnn.sgd.SGD` on the flat buffers."""
+    """Apply one step of `minicnn.sgd.SGD` to the flat parameter and velocity buffers, in place."""
     step = s[: values.size]
     np.multiply(values, weight_decay, out=step)
     step += gradients

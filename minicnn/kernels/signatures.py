@@ -1,20 +1,21 @@
-"""The signature table: every kernel's ordered arguments, with their roles, shapes and dtypes.
+"""Signature table: the ordered arguments of every kernel, with their roles, shapes and dtypes.
 
-A kernel has the same arguments in every backend: outputs first, then inputs, then scratch, then sizes.
+A kernel has the same arguments in every backend: outputs first, then inputs, then workspace, then sizes.
 
-Shape letters, the same everywhere::
+Shape letters, the same in all kernels::
 
-    N batch   C input channels   O filters / output channels   K window
-    H W rows and columns of a plane       P Q rows and columns of a smaller or larger plane
+    N batch size   C input channels   O output channels   K kernel size
+    H W rows and columns of a plane       P Q rows and columns of a pooled or upsampled plane
     D channels of a concatenation or of an upsampling with parity maps, D >= C
-    E F G channels that are as many as y's or 0 (none)  R S rows and columns of a plane twice the size
-    L labels  V parameters in the flat buffer
+    E F G channel counts, each equal to y's or 0 (array absent)
+    R S rows and columns of a plane of twice the size, R = 2 H and S = 2 W
+    L classes   V parameters in the flat buffer
 
-Roles: ``out`` is overwritten, ``accumulate`` is overwritten when the kernel's
-last argument `add` is False and added to when it is True, ``in`` is only read,
-``scratch`` is a flat float array whose content means nothing before or after
-(its least length comes from the backend's `scratch_size`), ``scalar`` is a
-Python number.
+Roles: ``out`` is overwritten. ``accumulate`` is overwritten if the kernel's
+last argument `add` is False and added to if it is True. ``in`` is only read.
+``scratch`` is the workspace, a flat float array whose content is undefined
+before and after the call; the backend's `scratch_size` gives its minimum
+length. ``scalar`` is a Python number.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a kernel: its name, role, shape letters and dtype kind."""
+    """One argument of a kernel: name, role, shape letters and dtype ("float": float32 or float64)."""
 
     name: str
     role: str
@@ -67,7 +68,7 @@ def _parse_argument(text: str) -> Argument:
     return Argument(name, role, tuple(shape.split(",")) if shape else (), dtype or "float")
 
 
-#: kernel name -> its ordered arguments; the one place where they are written down.
+#: Kernel name -> ordered arguments, parsed from `_TABLE`, their only definition.
 SIGNATURES: dict[str, tuple[Argument, ...]] = {
     line.split()[0]: tuple(_parse_argument(part) for part in line.split(None, 1)[1].split("|"))
     for line in _TABLE.strip().splitlines()

@@ -1,4 +1,4 @@
-"""What every call of a compiled kernel is held to: compiled code that is given a wrong array crashes or lies."""
+"""Argument validation of kernel calls: compiled kernels given a wrong array crash or return garbage."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -9,14 +9,14 @@ from minicnn.kernels.signatures import SIGNATURES, Argument
 
 
 class Check:
-    """Compares the arguments of a kernel's call with the table.
+    """Validator that compares the arguments of a kernel call with the signature table.
 
     Parameters
     ----------
     name : str
-        Of the kernel.
+        Name of the kernel.
     scratch_size : callable
-        The backend's.
+        The backend's `scratch_size`, which returns the minimum workspace length in elements.
     """
 
     array_type: type = np.ndarray
@@ -28,14 +28,19 @@ class Check:
         self._least_scratch = cache(lambda *letters: scratch_size(name, **dict(letters)))
 
     def __call__(self, given: Sequence) -> None:
-        """Look at the arguments of one call.
+        """Validate the arguments of one call.
+
+        Parameters
+        ----------
+        given : sequence
+            All arguments of the kernel in the order of its signature.
 
         Raises
         ------
         ValueError
-            For other numbers, shapes or dtypes of arguments, rows (or whole parameters) that are not contiguous,
-            read-only or unaligned memory, too little scratch, labels out of range, or scalars that lead out of an
-            array.
+            If the number of arguments, a shape or a dtype is wrong; if rows (or whole parameters) are not contiguous;
+            if memory is read-only or unaligned; if the workspace is too small; if labels are out of range; or if
+            scalars would lead to accesses outside an array.
         """
         name, table = self._name, self._table
         if len(given) != len(table):
@@ -67,7 +72,7 @@ class Check:
             raise ValueError(f"{name}: expected at least {least} elements of scratch, got {scratch.size}")
 
     def _problem(self, argument: Argument, value, float_type) -> str:
-        """What is wrong with one array by itself; nothing: ""."""
+        """Return an error message for one array considered alone, or "" if it is valid."""
         if not isinstance(value, self.array_type):
             return f"expected {self.array_name}, got {type(value).__name__}"
         kind = float_type if argument.dtype == "float" else np.dtype(argument.dtype)
@@ -81,7 +86,7 @@ class Check:
         return self._layout_problem(value, dimensions == 4 and "K" not in argument.shape)
 
     def _layout_problem(self, value, is_planes: bool) -> str:
-        """What is wrong with how an array lies in memory."""
+        """Return an error message for the memory layout of an array, or "" if it is valid."""
         if is_planes and value.strides[3] != value.itemsize and value.shape[3] > 1 and value.size:
             return "expected rows of contiguous numbers"
         if not is_planes and not value.flags.c_contiguous:
@@ -91,18 +96,18 @@ class Check:
         return ""
 
     def _labels_problem(self, labels, count: int) -> str:
-        """What is wrong with the values of labels."""
+        """Return an error message for label values outside 0 .. count - 1, or "" if there are none."""
         if labels.min() < 0 or labels.max() >= count:
             return f"expected labels from 0 to {count - 1}"
         return ""
 
 
-#: Letters of channels that may be 0.
+#: Shape letters of channel counts that may be 0.
 _MAY_BE_NONE = {"E", "F", "G"}
 
 
 def _mismatch(name: str, size: dict[str, int], scalar: dict[str, float]) -> str:
-    """What is wrong with sizes and scalars together; nothing: ""."""
+    """Return an error message for sizes and scalars that do not fit together, or "" if they do."""
     window, stride = scalar.get("window", 1), scalar.get("stride", scalar.get("window", 1))
     border, factor, offset = scalar.get("border", 0), scalar.get("factor", 1), scalar.get("offset", 0)
     kind, shapes = name.partition("_")[0], ", ".join(f"{letter}={length}" for letter, length in size.items())

@@ -1,8 +1,8 @@
-"""Backend "numba": plain loops that LLVM turns into vector code, one prange over planes.
+"""Backend "numba": plain loops that LLVM vectorises, with one prange over planes.
 
 Convolution, which takes nearly all the time, is in `conv_direct` and
-`conv_weights`. Shapes and roles: `minicnn.kernels`. float32 and float64
-run through the same code.
+`conv_weights`. float32 and float64 use the same code. Shapes and roles of the
+arguments: `minicnn.kernels.signatures`.
 """
 
 import math
@@ -23,16 +23,16 @@ from minicnn.kernels.host import Feed, all_reduce, download, empty, memory_left,
 from minicnn.kernels.signatures import SIGNATURES
 from minicnn.kernels.validation import Check
 
-# What the backend has besides its kernels.
+# Functions of the backend besides its kernels.
 __all__ = ["Feed", "all_reduce", "download", "empty", "memory_left", "planes", "record", "upload", "zeros"]
 
 NAME = "numba"
-_BLOCK = 1 << 14  # parameters that one task updates
+_BLOCK = 1 << 14  # parameters updated by one task
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Use `count` threads (at most those that Numba started with) inside a ``with`` block."""
+    """Use `count` threads inside a ``with`` block, at most the number that Numba was started with."""
     before = numba.get_num_threads()
     most = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
     numba.set_num_threads(min(count, most))
@@ -43,7 +43,15 @@ def threads(count: int) -> Iterator[None]:
 
 
 def scratch_size(kernel: str, **size: int) -> int:
-    """Elements of scratch that `kernel` needs for the sizes given as shape letters."""
+    """Return the number of workspace elements that `kernel` needs, sufficient for float32 and float64.
+
+    Parameters
+    ----------
+    kernel : str
+        Name of the kernel.
+    **size : int
+        Sizes by shape letter, such as ``N=16``; see `minicnn.kernels.signatures`.
+    """
     if kernel.startswith("conv2d"):
         n, c, o, h, w, k = (size[letter] for letter in "NCOHWK")
         if kernel in ("conv2d_forward", "conv2d_tanh_forward"):
@@ -57,7 +65,20 @@ def scratch_size(kernel: str, **size: int) -> int:
 
 
 def bind(kernel: str, *arguments) -> Callable[[], None]:
-    """A call of a kernel, checked and prepared once, to be made many times on the same arrays."""
+    """Return a call of a kernel without arguments, validated and prepared once, to be run many times.
+
+    Parameters
+    ----------
+    kernel : str
+        Name of the kernel.
+    *arguments : arrays and numbers
+        All arguments of the kernel, in the order of its signature.
+
+    Raises
+    ------
+    ValueError
+        If the arguments do not match the signature table.
+    """
     _CHECKS[kernel](arguments)
     if kernel in _PREPARE:
         return _PREPARE[kernel](*arguments)
@@ -68,7 +89,7 @@ def _prepare_tanh_forward(y, pooled, up, x, w, b, s) -> Callable[[], None]:
     return in_turn([prepare_forward(y, x, w, b, s), bind("interlink_forward", y, pooled, up, y)])
 
 
-#: Kernels that are several calls, with places to be found first.
+#: Kernels that consist of several calls and need offsets computed in advance.
 _PREPARE = {
     "conv2d_forward": prepare_forward,
     "conv2d_tanh_forward": _prepare_tanh_forward,
@@ -79,7 +100,7 @@ _CHECKS = {name: Check(name, scratch_size) for name in SIGNATURES}
 
 
 def _checked(function: Callable) -> Callable:
-    """Decorator: look at the arguments before each call."""
+    """Validate the arguments before each call (decorator)."""
     check = _CHECKS[function.__name__]
 
     @wraps(function)
@@ -92,19 +113,19 @@ def _checked(function: Callable) -> Callable:
 
 @_checked
 def conv2d_forward(y, x, w, b, s):
-    """y = x correlated with w (zero padded, stride 1) + b."""
+    """y = x correlated with w (zero padded, stride 1) + b; eq. (1) of the paper without f."""
     prepare_forward(y, x, w, b, s)()
 
 
 @_checked
 def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
-    """y = tanh(x correlated with w + b), and what `interlink_forward` makes of it: all of eq. (1)."""
+    """y = tanh(x correlated with w + b), all of eq. (1); pooled and up as in `interlink_forward`."""
     _prepare_tanh_forward(y, pooled, up, x, w, b, s)()
 
 
 @_checked
 def conv2d_backward_data(dx, dy, w, s, add):
-    """dx = dy correlated with the weights turned by 180° and transposed."""
+    """dx = dy correlated with w rotated by 180°, input and output channels swapped."""
     prepare_backward_data(dx, dy, w, s, add)()
 
 
@@ -120,7 +141,7 @@ def conv2d_backward_weights(dw, db, dy, x, s):
 @_checked
 @kernel("planes planes int int int")
 def max_pool2d_forward(y, x, window, stride, border):
-    """y[i, j] = max of x[stride i - border + u, stride j - border + v], u, v < window; outside counts as -inf."""
+    """y[i, j] = max of x[stride i - border + u, stride j - border + v], u, v < window; pixels outside count as -inf."""
     n_images, channels, h, w = y.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -134,7 +155,7 @@ def max_pool2d_forward(y, x, window, stride, border):
                     source = row(x, n, c, u)
                     for v in range(max(left, 0), left + window):
                         value = source[v]
-                        if value > peak or value != value:  # NaN must not be lost
+                        if value > peak or value != value:  # propagate NaN
                             peak = value
                 target[j] = peak
 
@@ -142,7 +163,7 @@ def max_pool2d_forward(y, x, window, stride, border):
 @_checked
 @kernel("planes planes planes planes flat int int int bool")
 def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
-    """Each dy goes to the first maximum of its window in row-major order."""
+    """dx = dy added at the first maximum, in row-major order, of each window."""
     n_images, channels, h, w = dy.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -170,7 +191,7 @@ def _first_equal(x, n, c, peak, top, left, window):
 @_checked
 @kernel("planes planes int")
 def mean_pool2d_forward(y, x, window):
-    """y = mean of the window x window tiles of x."""
+    """y = mean of the non-overlapping window x window tiles of x."""
     n_images, channels, h, w = y.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -189,7 +210,7 @@ def mean_pool2d_forward(y, x, window):
 @_checked
 @kernel("planes planes flat int bool")
 def mean_pool2d_backward(dx, dy, s, window, add):
-    """Each pixel of a tile gets dy / window^2."""
+    """dx = dy / window^2 at each pixel of a tile."""
     n_images, channels, h, w = dx.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -203,7 +224,7 @@ def mean_pool2d_backward(dx, dy, s, window, add):
 @_checked
 @kernel("planes planes int")
 def upsample_nearest2d_forward(y, x, factor):
-    """y[i, j] = x[i // factor, j // factor], into the first C channels of y."""
+    """y[i, j] = x[i // factor, j // factor], written to the first C channels of y."""
     n_images, channels, h, w = x.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -237,7 +258,7 @@ def upsample_nearest2d_backward(dx, dy, factor, add):
 @_checked
 @kernel("planes int", tasks=None)
 def parity_maps(y, offset):
-    """Channel `offset` of y: 0 on even columns, 1 on odd ones; the next channel: likewise by row."""
+    """y[:, offset] = column index mod 2; y[:, offset + 1] = row index mod 2."""
     for n in range(y.shape[0]):
         for i in range(y.shape[2]):
             by_column, by_row = row(y, n, offset, i), row(y, n, offset + 1, i)
@@ -249,7 +270,7 @@ def parity_maps(y, offset):
 @_checked
 @kernel("planes planes int")
 def concat_forward(y, x, offset):
-    """Copy x into the channels of y that begin at `offset`."""
+    """Copy x (C channels) to channels offset .. offset + C - 1 of y."""
     n_images, channels = x.shape[:2]
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -260,7 +281,7 @@ def concat_forward(y, x, offset):
 @_checked
 @kernel("planes planes int bool")
 def concat_backward(dx, dy, offset, add):
-    """dx = the channels of dy that begin at `offset`."""
+    """dx = channels offset .. offset + C - 1 of dy."""
     n_images, channels = dx.shape[:2]
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -272,7 +293,7 @@ def concat_backward(dx, dy, offset, add):
 
 @njit(**SERIAL)
 def _clear(x):
-    for j in range(x.size):  # a slice assignment would cost seconds of compilation
+    for j in range(x.size):  # a slice assignment would add seconds to compilation
         x[j] = 0
 
 
@@ -282,13 +303,13 @@ def _copy(y, x):
         y[j] = x[j]
 
 
-# ---- activation, alone and with what interlinking layers make of it
+# ---- activation, alone or fused with pooling and upsampling for interlinking layers
 
 
 @_checked
 @kernel("planes planes")
 def tanh_forward(y, x):
-    """y = tanh(x), the f of eq. (1)."""
+    """y = tanh(x), the activation f of eq. (1)."""
     n_images, channels, h, _ = y.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -298,7 +319,7 @@ def tanh_forward(y, x):
 
 @njit(**SERIAL)
 def _tanh(y, x):
-    """y = tanh(x); y may be x itself. A loop over two arrays that are one would not become vector code."""
+    """y = tanh(x); y may be x. Copying first keeps the loop on one array: with aliased arrays it is not vectorised."""
     if y.ctypes.data != x.ctypes.data:
         _copy(y, x)
     for j in range(y.size):
@@ -322,7 +343,7 @@ def tanh_backward(dx, dy, y, s, add):
 @_checked
 @kernel("planes planes planes planes")
 def interlink_forward(y, pooled, up, x):
-    """y = tanh(x); pooled = maxima of 2 x 2 tiles of y, up = y doubled, unless they have no channels."""
+    """y = tanh(x); pooled = y max-pooled 2 x 2; up = y upsampled by 2; pooled or up without channels is skipped."""
     n_images, channels, h, w = y.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -345,13 +366,13 @@ def interlink_forward(y, pooled, up, x):
 
 @njit(**SERIAL)
 def _largest(a, b):
-    return b if b > a or b != b else a  # NaN must not be lost
+    return b if b > a or b != b else a  # propagate NaN
 
 
 @_checked
 @kernel("planes planes planes planes planes flat")
 def interlink_backward(dx, dy, dpooled, dup, y, s):
-    """dx = (dy + gradients of pooled and up) (1 - y^2); what has no channels counts as 0; dx may be dy itself."""
+    """dx = (dy + gradients through pooled and up) (1 - y^2); inputs without channels count as 0; dx may be dy."""
     n_images, channels, h, w = y.shape
     in_place = dx.ctypes.data == dy.ctypes.data
     for task in prange(n_images * channels):
@@ -377,7 +398,7 @@ def interlink_backward(dx, dy, dpooled, dup, y, s):
 
 @njit(**SERIAL)
 def _scatter(top, bottom, gradient, above, below):
-    """Add each gradient to the first maximum of its 2 x 2 tile: without branches, so that it becomes vector code."""
+    """Add each gradient to the first maximum of its 2 x 2 tile, without branches so that LLVM vectorises the loop."""
     for j in range(gradient.size):
         a, b, c, d = above[2 * j], above[2 * j + 1], below[2 * j], below[2 * j + 1]
         peak = max(max(a, b), max(c, d))
@@ -385,7 +406,7 @@ def _scatter(top, bottom, gradient, above, below):
         third = c == peak and a != peak and b != peak
         fourth = d == peak and a != peak and b != peak and c != peak
         none = like(0.0, a)
-        top[2 * j] += none if second or third or fourth else gradient[j]  # NaN equals nothing: it takes the first
+        top[2 * j] += none if second or third or fourth else gradient[j]  # NaN equals nothing: the first pixel gets it
         top[2 * j + 1] += gradient[j] if second else none
         bottom[2 * j] += gradient[j] if third else none
         bottom[2 * j + 1] += gradient[j] if fourth else none
@@ -397,7 +418,7 @@ def _scatter(top, bottom, gradient, above, below):
 @_checked
 @kernel("number number planes planes labels pixels flat", lambda loss, total, p, z, *_: z.shape[0] * z.shape[2])
 def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
-    """p = softmax of z over the labels; total = sum of weights; loss = sum of -weights log p[t] / total."""
+    """p = softmax of z over the classes; total = sum of weights; loss = sum of -weights log p[t] / total."""
     n_images, labels, h, w = z.shape
     for task in prange(n_images * h):
         n, i = task // h, task % h
@@ -415,7 +436,7 @@ def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
                 target[j] = exp(source[j] - peak[j])
                 norm[j] += target[j]
         row_loss, row_weight = s.dtype.type(0), s.dtype.type(0)
-        for j in range(w):  # -log p[t], which stays finite where p[t] underflows
+        for j in range(w):  # -log p[t], which stays finite if p[t] underflows
             row_loss += weights[n, i, j] * (math.log(norm[j]) + peak[j] - row(z, n, t[n, i, j], i)[j])
             row_weight += weights[n, i, j]
         own[2 * w], own[2 * w + 1] = row_loss, row_weight
@@ -449,7 +470,7 @@ def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
 @_checked
 @kernel("flat flat flat number flat float bool float float", lambda values, *_: values.size // _BLOCK)
 def sgd_update(values, velocity, gradients, lr, s, momentum, nesterov, weight_decay, shrink):
-    """One step of `minicnn.sgd.SGD` on the flat buffers."""
+    """Apply one step of `minicnn.sgd.SGD` to the flat parameter and velocity buffers, in place."""
     rate = lr[()]
     for task in prange((values.size + _BLOCK - 1) // _BLOCK):
         for i in range(task * _BLOCK, min(values.size, (task + 1) * _BLOCK)):

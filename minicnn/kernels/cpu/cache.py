@@ -1,4 +1,4 @@
-"""Keeps what Numba has compiled, where that can be done, safely also when several processes compile at once."""
+"""On-disk cache of compiled functions that stays correct if several processes compile at once."""
 
 import logging
 from collections.abc import Callable
@@ -10,25 +10,25 @@ from numba import njit
 
 try:
     from filelock import FileLock
-except ImportError:  # only a machine that was set up by hand lacks it
+except ImportError:  # missing only in a manual installation
     FileLock = None
 
 logger = logging.getLogger("minicnn.kernels")
 
 
 class _InTurn:
-    """Numba's cache of a function, which one process at a time reads or writes.
+    """Wrapper around Numba's cache of one function that lets one process at a time read or write it.
 
-    Numba files each version of a function (types, constants of a closure) under the first number that is free. Two
-    processes that look at once find the same one free; whoever asks for one version is then handed the other, which
-    computes something else or writes where it should not.
+    Numba stores each specialisation of a function (argument types, constants of a closure) under the first free index.
+    Two processes that compile at once can pick the same index. One specialisation is then loaded in place of the
+    other: it computes something else or writes out of bounds.
     """
 
     def __init__(self, numbas):
         self._numbas = numbas
 
     def _lock(self):
-        """A new one each time: one that was made before a fork is nobody's."""
+        """Return a new lock for each use: a lock made before a fork is not valid in the child process."""
         assert FileLock is not None
         return FileLock(Path(self._numbas.cache_path, "in-turn.lock"))
 
@@ -53,15 +53,15 @@ class _InTurn:
 
 @cache
 def _warn(reason: str, advice: str = "set NUMBA_CACHE_DIR to a folder with room") -> None:
-    """Once for each reason: dozens of functions are compiled."""
+    """Log a warning once per reason (hence the cache), since dozens of functions are compiled."""
     logger.warning("compiled functions cannot be kept (%s); %s", reason, advice)
 
 
 def cached(**options: Any) -> Callable[[Callable], Any]:
-    """Decorator: ``numba.njit(cache=True, **options)``, but for several processes at a time, and for a full disk.
+    """Compile like ``numba.njit(cache=True, **options)``, safe for several processes and a full disk (decorator).
 
-    Where there is no folder to keep results in, no room, or no filelock, the function works all the same, after a
-    warning.
+    Without a writable folder, free disk space or the package filelock, a warning is logged and the function is
+    compiled but not cached.
     """
 
     def decorate(function: Callable):

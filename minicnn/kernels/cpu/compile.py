@@ -1,4 +1,4 @@
-"""How Numba compiles and runs the kernels: vectors, types, threads, and arithmetic that becomes vector code."""
+"""Compilation and execution of the kernels with Numba: vector width, threads, types, vectorisable arithmetic."""
 
 import ctypes
 import hashlib
@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from minicnn.kernels.cpu.cache import cached
 
-#: "contract" lets LLVM fuse a * b + c, "reassoc" vectorise sums; NaN and infinities keep their meaning.
+#: "contract" lets LLVM fuse a * b + c, "reassoc" lets it vectorise sums. NaN and infinities stay correct.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 SERIAL: dict[str, Any] = {"fastmath": _FAST, "error_model": "numpy", "nogil": True}
 
@@ -29,9 +29,9 @@ logger = logging.getLogger("minicnn.kernels")
 
 # ---- vectors
 
-#: What MINICNN_VECTORS may ask for: bytes of a vector, registers, and the CPU feature that it needs.
+#: Values of MINICNN_VECTORS: bytes of a vector, number of vector registers, required CPU feature.
 _VECTORS = {"avx512": (64, 32, "avx512f"), "avx2": (32, 16, "avx2"), "portable": (16, 16, "")}
-#: Beginnings of the names of features that "avx2" and "portable" must not use.
+#: Prefixes of the CPU features to switch off for each of those values.
 _BEYOND = {
     "avx512": (),
     "avx2": ("avx512", "avx10", "evex"),
@@ -40,16 +40,21 @@ _BEYOND = {
 
 
 def _choose_vectors() -> tuple[str, int, int]:
-    """The widest vectors of this CPU, or those that the environment variable MINICNN_VECTORS asks for.
+    """Choose the widest vectors of this CPU, or those requested by the environment variable MINICNN_VECTORS.
+
+    Returns
+    -------
+    tuple of (str, int, int)
+        Name, bytes of a vector, and number of vector registers.
 
     Raises
     ------
     ImportError
-        If they are unknown or this CPU lacks them: the backend then counts as unusable.
+        If the requested vectors are unknown or not available on this CPU; the backend is then unusable.
     """
     features = dict(llvm.get_host_cpu_features())
     user_features = getattr(config, "CPU_FEATURES", None)
-    if user_features is not None:  # the user's NUMBA_CPU_FEATURES or NUMBA_CPU_NAME=generic
+    if user_features is not None:  # set by NUMBA_CPU_FEATURES or NUMBA_CPU_NAME=generic
         features = {name[1:]: name[0] == "+" for name in user_features.split(",") if name}
     usable = [name for name, (_, _, feature) in _VECTORS.items() if not feature or features.get(feature)]
     wanted = os.environ.get("MINICNN_VECTORS") or usable[0]
@@ -62,7 +67,7 @@ def _choose_vectors() -> tuple[str, int, int]:
     return wanted, *_VECTORS[wanted][:2]
 
 
-#: Name of the vectors in use, bytes of one, and how many of them the CPU has registers for.
+#: Name of the vectors in use, bytes of one vector, and number of vector registers.
 VECTORS, VECTOR_BYTES, VECTOR_REGISTERS = _choose_vectors()
 
 
@@ -70,10 +75,11 @@ VECTORS, VECTOR_BYTES, VECTOR_REGISTERS = _choose_vectors()
 
 
 def _load_tbb() -> None:
-    """Make the tbb package's library visible to Numba, which then picks it as its threading layer.
+    """Load the tbb package's library so that Numba finds it and uses it as its threading layer.
 
-    pip puts it where the dynamic linker does not look. Without it Numba takes OpenMP, whose waiting threads spin
-    unless told otherwise: beside a busy process each parallel loop then costs a time slice of the scheduler.
+    pip installs it in a folder that the dynamic linker does not search. Without it Numba uses OpenMP, whose idle
+    threads busy-wait by default. If another process is busy, each parallel loop then costs a time slice of the
+    scheduler, so the fallback sets OMP_WAIT_POLICY=PASSIVE.
     """
     try:
         ctypes.CDLL(str(Path(sys.prefix, "lib", "libtbb.so.12")), mode=ctypes.RTLD_GLOBAL)
@@ -85,12 +91,12 @@ _load_tbb()
 
 # ---- kernels
 
-#: Of all sources here. Numba's cache looks at the file of a function only, not at what the function calls.
+#: Hash of all sources in this folder. Numba's cache checks only the file of a function, not those of its callees.
 _FINGERPRINT = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
-_PORTIONS = 8  # of a loop's tasks for each thread
+_PORTIONS = 8  # chunks per thread into which the tasks of a loop are divided
 
-#: Letters of `kernel`'s signatures for what does not depend on the float type.
+#: Words in `kernel` signatures whose type does not depend on the float type.
 _TYPES = {
     "int": types.intp,
     "bool": types.boolean,
@@ -102,14 +108,15 @@ _TYPES = {
 
 
 class Kernel:
-    """A function that is compiled, or read from Numba's cache, when a float type first needs it.
+    """Kernel function, compiled or loaded from Numba's cache at its first call with each float type.
 
-    The signature names the type of each argument: float arrays of so many dimensions ("planes" (N, C, H, W) of any
-    strides, "flat" 1-d, "weights" 4-d, "pixels" 3-d, "number" 0-d, all contiguous), "float" and what `_TYPES` lists.
-    One type for contiguous arrays and for planes in a halo means one compilation for both.
+    The signature names the type of each argument: "planes" for float arrays (N, C, H, W) of any strides; "flat" (1-d),
+    "flat2" (2-d), "pixels" (3-d), "weights" (4-d), "packed" (5-d) and "number" (0-d) for C-contiguous float arrays;
+    "float" for a scalar; and the words in `_TYPES`. Contiguous arrays and planes with a halo have the same type, so
+    that one compilation serves both.
 
-    Threads take the tasks of the function's prange loop in portions, so that one that is held up by another process
-    does not hold up all; `tasks` says how many there are.
+    Threads take the tasks of the function's prange loop in small chunks, so that a thread delayed by another process
+    does not delay all. `tasks` returns the number of tasks for given arguments; None means there is no parallel loop.
     """
 
     def __init__(self, function: Callable, signature: str, tasks: Callable[..., int] | None):
@@ -155,7 +162,7 @@ class Kernel:
 
 
 class _Notice(event.Listener):
-    """Logs the compilation of one kernel; reading it from the cache is none. What it calls is compiled within."""
+    """Listener that logs the compilation of one kernel, callees included; loading from the cache logs nothing."""
 
     def __init__(self, name: str, dtype: str):
         self._what = f"{name} for {dtype}"
@@ -173,12 +180,20 @@ class _Notice(event.Listener):
 
 
 def one_a_plane(x: np.ndarray, *_) -> int:
-    """As many tasks as the first argument has planes."""
+    """Return N * C, the number of planes of the first argument: one task per plane."""
     return x.shape[0] * x.shape[1]
 
 
 def kernel(signature: str, tasks: Callable[..., int] | None = one_a_plane) -> Callable[[Callable], Kernel]:
-    """Decorator: make a `Kernel`. `tasks` counts its prange loop's tasks from its arguments; None: it has no loop."""
+    """Make a `Kernel` of a function (decorator).
+
+    Parameters
+    ----------
+    signature : str
+        Types of the arguments, separated by spaces; see `Kernel`.
+    tasks : callable or None
+        Return the number of tasks of the prange loop for given arguments; None if there is no such loop.
+    """
     return lambda function: Kernel(function, signature, tasks)
 
 
@@ -187,7 +202,7 @@ def kernel(signature: str, tasks: Callable[..., int] | None = one_a_plane) -> Ca
 
 @intrinsic
 def like(typing_context, value, example):
-    """`value` in the type of `example`: a Python constant would turn float32 arithmetic into float64."""
+    """Cast `value` to the type of `example`: a plain Python constant would promote float32 arithmetic to float64."""
 
     def generate(context, builder, signature, arguments):
         return context.cast(builder, arguments[0], signature.args[0], signature.return_type)
@@ -197,7 +212,7 @@ def like(typing_context, value, example):
 
 @intrinsic
 def is_single(typing_context, x):
-    """Whether x is a float32; known when the code is compiled."""
+    """Return True if x is a float32; a constant at compile time."""
 
     def generate(context, builder, signature, arguments):
         return context.get_constant(types.boolean, x is types.float32)
@@ -207,7 +222,7 @@ def is_single(typing_context, x):
 
 @intrinsic
 def power_of_two(typing_context, exponent):
-    """2^exponent (a whole float within the normal range), from its bit pattern."""
+    """Return 2^exponent, built from its bit pattern; `exponent` is an integer-valued float in the normal range."""
     bits, bias, mantissa = (32, 127, 23) if exponent is types.float32 else (64, 1023, 52)
 
     def generate(context, builder, signature, arguments):
@@ -220,16 +235,16 @@ def power_of_two(typing_context, exponent):
 
 
 _LOG2_E = 1 / math.log(2)
-_LN2_HIGH = 0.693145751953125  # so few digits that n * _LN2_HIGH is exact in float32 for small whole n
+_LN2_HIGH = 0.693145751953125  # few enough bits that n * _LN2_HIGH is exact in float32 for small integers n
 _LN2_LOW = math.log(2) - _LN2_HIGH
 
 
 @njit(inline="always", **SERIAL)
 def exp(x):
-    """e^x for |x| <= 87 (clipped there), without branches or calls, so that loops over it become vector code.
+    """Return e^x, with x clipped to -87 .. 87, without branches or calls, so that LLVM vectorises loops over it.
 
-    x = n ln 2 + r; e^r by its Taylor series, whose error for |r| <= ln(2) / 2 is below half a unit in the last place:
-    to r^7 in float32, to r^12 in float64.
+    x = n ln 2 + r with an integer n. e^r is a Taylor series, to r^7 in float32 and to r^12 in float64; its error for
+    |r| <= ln(2) / 2 is below half a unit in the last place.
     """
     x = min(max(x, like(-87.0, x)), like(87.0, x))
     n = np.floor(x * like(_LOG2_E, x) + like(0.5, x))
@@ -253,6 +268,6 @@ def exp(x):
 
 @njit(inline="always", **SERIAL)
 def tanh(x):
-    """1 - 2 / (e^2x + 1); absolute error below 2e-7 in float32."""
+    """Return tanh(x) = 1 - 2 / (e^2x + 1); absolute error below 2e-7 in float32."""
     e = exp(x + x)
     return like(1.0, e) - like(2.0, e) / (e + like(1.0, e))

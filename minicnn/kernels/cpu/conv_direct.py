@@ -1,22 +1,24 @@
 """Forward pass and input gradient of convolution in the "numba" backend, eq. (1).
 
-Both correlate planes with windows; the input gradient turns the windows by
-180° and swaps filters and channels. The inputs lie in planes with a halo of
-zeros, so a window's pixel (u, v) is at a constant distance u * row + v from the
-position of its output. The inner loop is a register tile, `simd.outer_tile`.
-There are two ways to lay the work on vectors:
+Both correlate planes with a K x K kernel. The input gradient rotates the
+kernel by 180° and swaps input and output channels. The input planes have a halo
+of zeros, so the pixel under weight (u, v) is at the constant offset
+u * row + v from the output position, where `row` is the distance of two rows.
+The inner loop is a register tile, `tiles.outer_tile`. There are two ways to
+map the work to vectors:
 
 positions
-    A vector holds consecutive pixels of one channel: as good as possible where
-    rows fill vectors.
+    A vector holds consecutive pixels of one channel. This is optimal if rows
+    fill whole vectors.
 channels
-    A vector holds filters, for one pixel: for small or odd planes.
+    A vector holds the output channels of one pixel. This suits small planes
+    and odd widths.
 
-The larger estimated share of the multiply-adds' peak decides. Rows of a window
-that lie in the halo above or below the plane are skipped.
+The way with the larger estimated fraction of the peak multiply-add rate is
+chosen. Kernel rows in the halo above or below the plane are skipped.
 
-Functions named `prepare` find places in scratch and tables once, and return
-what is to be done for each call.
+Functions named `prepare` assign workspace and compute tables once, and return
+a function that does the work of each call.
 """
 
 from collections.abc import Callable
@@ -30,27 +32,27 @@ from minicnn.kernels.cpu.compile import VECTOR_REGISTERS, kernel
 from minicnn.kernels.cpu.layout import Arena, in_turn, layout, with_halo
 from minicnn.kernels.cpu.tiles import block_of, lanes, outer_tile, row, vector_places
 
-MOST_SCALARS = 9 if VECTOR_REGISTERS == 32 else 6  # filters of a tile of positions, beside two vectors
-MOST_PIXELS = 12 if VECTOR_REGISTERS == 32 else 6  # pixels of a tile of channels, beside two vectors
-MOST_VECTORS = 4 if VECTOR_REGISTERS == 32 else 3  # of positions, beside up to three filters
-MOST_CLIPPED = 5  # window columns that a tile unrolls
-PARTS = 16  # tasks that one call should give at least, so that several threads have work even for one image
+MOST_SCALARS = 9 if VECTOR_REGISTERS == 32 else 6  # output channels of a position tile with two vectors
+MOST_PIXELS = 12 if VECTOR_REGISTERS == 32 else 6  # pixels of a channel tile with two vectors
+MOST_VECTORS = 4 if VECTOR_REGISTERS == 32 else 3  # vectors of a position tile with up to three output channels
+MOST_CLIPPED = 5  # largest kernel size whose columns a tile unrolls
+PARTS = 16  # minimum number of tasks of one call, so that several threads have work even for one image
 
 
-# ---- which tile
+# ---- tile selection
 
 
 class _Tile(NamedTuple):
-    """How to lay a correlation on vectors.
+    """Mapping of a correlation to vectors.
 
     Attributes
     ----------
     share : float
-        Estimated share of the multiply-adds' peak.
+        Estimated fraction of the peak multiply-add rate.
     channels : bool
-        Vectors hold channels, not positions.
+        True if vectors hold channels, False if they hold positions.
     filters, pixels : int
-        Filters that a tile computes at a time, and pixels if vectors hold channels.
+        Output channels that a tile computes at a time, and pixels if vectors hold channels (else 0).
     """
 
     share: float
@@ -61,9 +63,9 @@ class _Tile(NamedTuple):
 
 @cache
 def _tile_for(filters: int, channels: int, k: int, h: int, w: int, itemsize: int) -> _Tile:
-    """The faster of both ways for a correlation of so many channels with `filters` windows.
+    """Choose the faster mapping for a correlation from `channels` input to `filters` output channels.
 
-    The constants are fits to measured rates: what is lost besides lanes without work.
+    The constants are fits to measured rates; they describe the losses other than idle vector lanes.
     """
     lane_count, depth = lanes(itemsize), channels * k * k
     tiles = []
@@ -77,7 +79,7 @@ def _tile_for(filters: int, channels: int, k: int, h: int, w: int, itemsize: int
     pixels = min(range(1, min(w, MOST_PIXELS) + 1), key=lambda size: (-(-w // size) * size, -size))
     for vectors in (1, 2):
         size = vectors * lane_count
-        busy = min(1.0, vectors * pixels / 8)  # fewer sums do not hide the latency of a multiply-add
+        busy = min(1.0, vectors * pixels / 8)  # fewer than 8 independent sums do not hide the latency of a multiply-add
         share = busy * w / (-(-w // pixels) * pixels) * filters / (-(-filters // size) * size)
         if _is_clipped(k, w, pixels):
             share *= k * w / sum(max(0, w - abs(v - (k - 1) // 2)) for v in range(k))
@@ -86,16 +88,16 @@ def _tile_for(filters: int, channels: int, k: int, h: int, w: int, itemsize: int
 
 
 def _is_clipped(k: int, w: int, pixels: int) -> bool:
-    """Whether a tile is a whole row and its code may know the window, to leave out columns outside the plane."""
+    """Return True if a tile is a whole row and unrolls the kernel columns, to skip those outside the plane."""
     return pixels == w and k <= MOST_CLIPPED
 
 
-#: What a vector that is loaded in so many segments costs, relative to one that is loaded whole.
+#: Number of segments in which a vector is loaded -> its cost relative to a vector loaded whole.
 _SEGMENT_COST = {1: 1.0, 2: 1.1, 4: 1.25}
 
 
 class _Cut(NamedTuple):
-    """Columns first .. last - 1 of a plane, covered by runs of `run` numbers; `segments` runs fill a vector."""
+    """Columns first .. last - 1 of a plane, covered by runs of `run` elements; `segments` runs fill a vector."""
 
     first: int
     last: int
@@ -105,7 +107,7 @@ class _Cut(NamedTuple):
 
 @cache
 def _cuts(w: int, lane_count: int) -> tuple[_Cut, ...]:
-    """Columns in whole vectors, and what is left in the cheapest parts of vectors; none for the narrowest planes."""
+    """Cut columns into whole vectors and a rest in the cheapest segments; return () if w is below the shortest run."""
     whole = w - w % lane_count
     cuts = [_Cut(0, whole, 1, lane_count)] if whole else []
     if rest := w - whole:
@@ -122,10 +124,10 @@ def _cuts(w: int, lane_count: int) -> tuple[_Cut, ...]:
 
 @cache
 def _runs(h: int, w: int, cut: _Cut, multiple: int, *rows: int) -> tuple[np.ndarray, ...]:
-    """Places of the runs of a cut, row after row, once for each distance of `rows`; the last array: their rows.
+    """Return the element offsets of a cut's runs, row by row, one array per row distance in `rows`; then their rows.
 
-    The last run of a row begins early where it would not fit; the last run of all is repeated until their number is a
-    multiple of `multiple`.
+    The last run of a row begins earlier if it would not fit. The very last run is repeated until the number of runs is
+    a multiple of `multiple`.
     """
     starts = [min(start, w - cut.run) for start in range(cut.first, cut.last, cut.run)]
     i, j = (array.ravel() for array in np.meshgrid(np.arange(h), starts, indexing="ij"))
@@ -135,22 +137,22 @@ def _runs(h: int, w: int, cut: _Cut, multiple: int, *rows: int) -> tuple[np.ndar
 
 @cache
 def _spans(h: int, w: int, cut: _Cut, multiple: int, k: int, before: int) -> np.ndarray:
-    """For each tile of `multiple` runs the window's first row inside the plane, and the one behind its last."""
+    """Return, for each tile of `multiple` runs, the first kernel row inside the plane and the end (last + 1)."""
     (i,) = _runs(h, w, cut, multiple)
     i = i.reshape(-1, multiple)
     return np.stack([np.maximum(0, before - i[:, -1]), np.minimum(k, h + before - i[:, 0])], 1)
 
 
-# ---- the calls
+# ---- prepared calls
 
 
 def prepare_forward(y, x, w, b, s) -> Callable[[], None]:
-    """y = x correlated with w (zero padded, stride 1) + b."""
+    """Prepare y = x correlated with w (zero padded, stride 1) + b; arguments as for `backend.conv2d_forward`."""
     return in_turn(_prepare(y, x, w, b, Arena(s), transposed=False))
 
 
 def prepare_backward_data(dx, dy, w, s, add) -> Callable[[], None]:
-    """dx = dy correlated with the weights turned by 180° and transposed."""
+    """Prepare dx = dy correlated with w rotated by 180°, channels swapped, as for `backend.conv2d_backward_data`."""
     arena = Arena(s)
     if not add:
         return in_turn(_prepare(dx, dy, w, None, arena, transposed=True))
@@ -159,7 +161,7 @@ def prepare_backward_data(dx, dy, w, s, add) -> Callable[[], None]:
 
 
 def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
-    """The steps of a correlation; `b` is None for no bias."""
+    """Return the steps of a correlation, to be called in order; `b` is None for no bias."""
     n, filters, h, width = y.shape
     channels, k, itemsize = x.shape[1], w.shape[2], y.itemsize
     before = k // 2 if transposed else (k - 1) // 2
@@ -192,7 +194,14 @@ def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
 
 
 def correlation_scratch(n: int, c: int, filters: int, h: int, w: int, k: int, itemsize: int) -> int:
-    """Elements of scratch for x with c channels and y with so many filters, the input gradient's `add` included."""
+    """Return the number of workspace elements of a correlation.
+
+    Parameters
+    ----------
+    n, c, filters, h, w, k, itemsize : int
+        Batch size, channels of x, channels of y, rows, columns, kernel size, and bytes of an element. The result
+        includes the copy of dx that the input gradient needs for `add`.
+    """
     tile = _tile_for(filters, c, k, h, w, itemsize)
     blocks = -(-filters // tile.filters)
     planes = n * c * layout(h, w, k // 2)[2]
@@ -200,15 +209,15 @@ def correlation_scratch(n: int, c: int, filters: int, h: int, w: int, k: int, it
     return planes + blocks * tile.filters * (c * k * k + 1) + sums + n * filters * h * w
 
 
-# ---- compiled
+# ---- compiled kernels
 
 
 @kernel("packed weights bool")
 def _pack(packed, w, transposed):
-    """Weights (O, C, K, K) as [block][channel][u][v][filter], zeros where a block has no such filter.
+    """Pack w (O, C, K, K) as [block][input channel][u][v][output channel]; the last block is padded with zeros.
 
-    `transposed` swaps O and C and turns the window by 180°: a convolution's input gradient is the correlation of
-    dy with those weights.
+    `transposed` swaps O and C and rotates the kernel by 180°: the input gradient of a convolution is the
+    correlation of dy with those weights.
     """
     blocks, channels, k, _, size = packed.shape
     filters = w.shape[1] if transposed else w.shape[0]
@@ -230,11 +239,11 @@ def _parts_of_planes(y, x, packed, *rest) -> int:
 
 @cache
 def _correlate_positions(scalars: int, vectors: int, segments: int):
-    """The correlation with a tile of so many filters and vectors of positions."""
+    """Make the correlation kernel for a tile of `scalars` output channels and `vectors` vectors of positions."""
 
     @kernel("planes planes packed flat places places table int int", _parts_of_planes)
     def correlate(y, x, packed, bias, y_places, x_places, spans, before, parts):
-        """One task for each image, block of filters and part of the plane."""
+        """Correlate, with one task for each image, block of output channels and part of the plane."""
         n_images, filters = y.shape[:2]
         blocks, channels, k = packed.shape[:3]
         y_image, y_channel = y.strides[0] // y.itemsize, y.strides[1] // y.itemsize
@@ -258,15 +267,15 @@ def _correlate_positions(scalars: int, vectors: int, segments: int):
 
 @cache
 def _correlate_channels(vectors: int, scalars: int, window: int, left: int):
-    """The correlation with a tile of so many vectors of channels, for so many pixels of a row.
+    """Make the correlation kernel for a tile of `vectors` vectors of output channels and `scalars` pixels of a row.
 
-    Where those are the whole row, the `window` and its columns to the `left` are known, too, else 0: columns of the
-    window that lie outside the plane are then skipped as well.
+    If the pixels are a whole row, the kernel size (`window`) and the padding to its `left` are compile-time constants,
+    and kernel columns outside the plane are skipped as well. Otherwise both are 0.
     """
 
     @kernel("planes planes packed flat flat flat2 places int int", lambda *given: given[5].shape[0])
     def correlate(y, x, packed, bias, zeros, sums, places, before, filters):
-        """One task for each image, block of filters and row; its sums are (pixel, filter)."""
+        """Correlate, with one task for each image, block of output channels and row; sums are (pixel, channel)."""
         h, w = y.shape[2:]
         blocks, channels, k, _, size = packed.shape
         x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize

@@ -1,14 +1,14 @@
 """Weight gradient of convolution in the "numba" backend: products of dy and the shifted x, summed over all pixels.
 
-There are two ways to lay the work on vectors, as in `conv_direct`:
+There are two ways to map the work to vectors, as in `conv_direct`:
 
 positions
-    A vector holds consecutive pixels of one filter's dy and one channel's x,
-    and each sum is a vector whose lanes are added in the end
-    (`simd.inner_tile`).
+    A vector holds consecutive pixels of one channel of dy and one channel of x.
+    Each sum is a vector whose lanes are added at the end (`tiles.inner_tile`).
 channels
-    A vector holds the filters of one pixel of dy, which for that is copied
-    channels last (`simd.outer_tile`): for small or odd planes.
+    A vector holds the output channels of one pixel of dy, which is first copied
+    to a channels-last layout (`tiles.outer_tile`). This suits small planes and
+    odd widths.
 """
 
 from collections.abc import Callable
@@ -23,23 +23,23 @@ from minicnn.kernels.cpu.compile import SERIAL, VECTOR_REGISTERS, kernel
 from minicnn.kernels.cpu.layout import Arena, halo_of, in_turn, layout, view, with_halo
 from minicnn.kernels.cpu.tiles import block_of, inner_tile, lane_sum, lanes, outer_tile, row, vector_places
 
-STRIP = 1024  # positions that are handled at a time: what they read stays in the nearest cache
+STRIP = 1024  # positions processed at a time, few enough that their data stay in the L1 cache
 
 
-# ---- which tile
+# ---- tile selection
 
 
 class _Tile(NamedTuple):
-    """How to lay a weight gradient on vectors.
+    """Mapping of a weight gradient to vectors.
 
     Attributes
     ----------
     share : float
-        Estimated share of the multiply-adds' peak.
+        Estimated fraction of the peak multiply-add rate.
     channels : bool
-        Vectors hold the filters of one pixel of dy (`outer_tile`), not positions (`inner_tile`).
+        True if vectors hold the output channels of one pixel of dy (`outer_tile`), False if positions (`inner_tile`).
     taps, filters : int
-        Columns of the window, and filters, that a tile computes at a time.
+        Kernel columns, and output channels, that a tile computes at a time.
     """
 
     share: float
@@ -50,7 +50,7 @@ class _Tile(NamedTuple):
 
 @cache
 def _tile_for(filters: int, c: int, k: int, h: int, w: int, itemsize: int) -> _Tile:
-    """The faster of both ways; the constants are fits to measured rates."""
+    """Choose the faster mapping; the constants are fits to measured rates."""
     lane_count = lanes(itemsize)
     taps = min(range(1, min(k, 9) + 1), key=lambda taps: _cost_of(k, taps))
     size = block_of(filters, _most_filters(taps))
@@ -65,28 +65,29 @@ def _tile_for(filters: int, c: int, k: int, h: int, w: int, itemsize: int) -> _T
 
 
 def _most_filters(taps: int) -> int:
-    """Most filters beside so many taps: a sum for each pair, a vector of each filter, and one of x."""
+    """Return the most output channels for which registers suffice: a sum per channel and tap, one dy each, one x."""
     return (VECTOR_REGISTERS - 2) // (taps + 1)
 
 
 def _cost_of(k: int, taps: int) -> float:
-    """Columns computed for each of the window's, and half a multiply-add's time for each vector loaded."""
+    """Return the relative cost of `taps`: computed per needed kernel columns, with a load as half a multiply-add."""
     filters = _most_filters(taps)
     return -(-k // taps) * taps / k * (1 + (filters + taps) / (filters * taps) / 2)
 
 
 @cache
 def _strips(h: int, w: int, k: int, distance: int, itemsize: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places of vectors in planes whose rows are `distance` apart, and which of them each strip visits.
+    """Return the offsets of vectors in planes whose rows are `distance` apart, and the vectors of each strip.
 
-    Where whole vectors fill a row, rows begin with one. Elsewhere vectors run on through the zeros between rows.
+    If whole vectors fill a row, each row begins with one. Otherwise vectors continue through the zeros between rows.
 
     Returns
     -------
     places : (V,) int64
+        Element offsets of the vectors.
     ranges : (strips K, 2) int64
-        First vector, and the one behind the last, of strip t and window row u in row t K + u: vectors of dy that meet
-        only zeros of x are left out.
+        First vector and end (last + 1) of strip t and kernel row u in row t K + u. Vectors of dy that meet only zeros
+        of x are left out.
     """
     lane_count = lanes(itemsize)
     if w % lane_count == 0:
@@ -104,11 +105,11 @@ def _strips(h: int, w: int, k: int, distance: int, itemsize: int) -> tuple[np.nd
     return places, np.array(ranges)
 
 
-# ---- the call
+# ---- prepared call
 
 
 def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
-    """dw = dy correlated with x over all images; db = dy summed over images and pixels."""
+    """Prepare dw = dy correlated with x, db = sum of dy over images and pixels (`backend.conv2d_backward_weights`)."""
     n, filters, h, w = dy.shape
     channels, k, itemsize = x.shape[1], dw.shape[2], dw.itemsize
     tile = _tile_for(filters, channels, k, h, w, itemsize)
@@ -124,7 +125,7 @@ def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
         steps.append(partial(multiply, dw, db, turned, x, zeros, sums, vector_places(itemsize)))
         return in_turn(steps)
     distance = x.strides[2] // itemsize
-    if halo_of(dy) < k // 2 or dy.strides[2] != x.strides[2]:  # one table of places serves both
+    if halo_of(dy) < k // 2 or dy.strides[2] != x.strides[2]:  # dy and x share one table of offsets
         memory = arena.take(n * filters * layout(h, w, distance - w)[2])
         own = view(memory, dy.shape, distance - w)
         steps += [partial(memory.fill, 0), partial(np.copyto, own, dy)]
@@ -137,7 +138,14 @@ def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
 
 
 def weight_gradient_scratch(n: int, c: int, o: int, h: int, w: int, k: int, itemsize: int) -> int:
-    """Elements of scratch that the call takes; planes in a halo may be up to 4 apart."""
+    """Return the number of workspace elements of a weight gradient.
+
+    Parameters
+    ----------
+    n, c, o, h, w, k, itemsize : int
+        Batch size, input and output channels, rows, columns, kernel size, and bytes of an element. The result allows
+        for halos of up to 4 zeros between rows.
+    """
     tile = _tile_for(o, c, k, h, w, itemsize)
     blocks, groups = -(-o // tile.filters), -(-k // tile.taps)
     if tile.channels:
@@ -148,18 +156,18 @@ def weight_gradient_scratch(n: int, c: int, o: int, h: int, w: int, k: int, item
     return own + n * c * layout(h, w, k // 2)[2]
 
 
-# ---- compiled
+# ---- compiled kernels
 
 
 @cache
 def _multiply_positions(taps: int, filters: int):
-    """The weight gradient with a tile of so many window columns and filters, over vectors of positions."""
+    """Make the kernel for tiles of `taps` kernel columns and `filters` output channels, with vectors of positions."""
 
     @kernel("weights flat planes planes flat2 places table int", lambda *given: given[4].shape[0])
     def multiply(dw, db, dy, x, sums, places, ranges, images):
-        """dw[o, c, u, v] = sum of dy[o] x[c], shifted; one task for each block of filters and channel.
+        """dw[o, c, u, v] = sum of dy[o] x[c] shifted by (u, v); one task per block of output channels and channel c.
 
-        `images` at a time, so that what a strip reads of dy is read for all window rows from the nearest cache.
+        `images` images are processed at a time, so that a strip of dy stays in the L1 cache for all kernel rows.
         """
         n_filters, channels, k, _ = dw.shape
         n_images, _, h, _ = dy.shape
@@ -171,7 +179,7 @@ def _multiply_positions(taps: int, filters: int):
         for task in prange(sums.shape[0]):
             block, c = task // channels, task % channels
             o = min(block * filters, n_filters - filters)
-            new = block * filters - o  # the last block may begin early: its first filters belong to the one before
+            new = block * filters - o  # the last block may begin early: it repeats `new` channels of the one before
             own = sums[task]
             for j in range(own.size):
                 own[j] = 0
@@ -213,11 +221,11 @@ def _sum(x):
 
 @cache
 def _multiply_channels(vectors: int, taps: int):
-    """The weight gradient with a tile of so many window columns, and vectors of the filters of one pixel."""
+    """Make the kernel for tiles of `taps` kernel columns and `vectors` vectors of the output channels of a pixel."""
 
     @kernel("weights flat pixels planes flat flat2 places", lambda *given: given[5].shape[0])
     def multiply(dw, db, turned, x, zeros, sums, places):
-        """One task for each block of filters and channel; `turned` is dy as (image and row, column, filter)."""
+        """Compute dw and db, one task per block of output channels and channel c; `turned` is dy as from `_turn`."""
         n_filters, channels, k, _ = dw.shape
         n_images, _, h, w = x.shape
         before, item = (k - 1) // 2, dw.itemsize
@@ -256,7 +264,7 @@ def _multiply_channels(vectors: int, taps: int):
 
 @kernel("pixels planes", lambda turned, _: turned.shape[0])
 def _turn(turned, dy):
-    """dy (N, O, H, W) as (N H, W, O), zeros behind the last filter."""
+    """Copy dy (N, O, H, W) to (N H, W, O), with zeros after the last output channel."""
     n_images, filters, h, w = dy.shape
     for task in prange(n_images * h):
         n, i = task // h, task % h

@@ -1,16 +1,16 @@
-"""Memory layout of the "numba" backend's activations: planes in a halo of zeros.
+"""Memory layout of the "numba" backend's activations: planes surrounded by a halo of zeros.
 
-A convolution that finds zeros around each plane need neither test for borders
-nor copy its input. Rows of W numbers lie W + halo apart, so that the zeros
-right of one row are also the zeros left of the next::
+With zeros around each plane a convolution needs neither bounds tests nor a copy
+of its input. Rows of W elements are W + halo apart, so that the zeros to the
+right of one row are also the zeros to the left of the next::
 
     0 0 0 0 0 0        halo 1, H = 2, W = 3: rows 4 apart
     0 x x x 0
       x x x 0 0
     0 0 0 0 ...
 
-Everybody sees the plain (N, C, H, W) view of the x; nobody writes past it, so
-the zeros stay zeros.
+All other code gets the plain (N, C, H, W) view of the x and never writes
+outside it, so the zeros stay zeros.
 """
 
 import math
@@ -19,26 +19,26 @@ from functools import partial
 
 import numpy as np
 
-#: Numbers behind each plane that a vector may read past the last zero.
+#: Elements after the last zero of each plane that a vector load may still read.
 _SLACK = 16
 
 
 class HaloMemory(np.ndarray):
-    """Flat memory of planes. To find it as an array's owner is to know that there are zeros around the planes."""
+    """Flat memory of planes. If an array's base has this type, zeros surround the array's planes."""
 
     halo: int
     plane: tuple[int, ...]  # H, W, and the strides of both in bytes
 
 
 def layout(h: int, w: int, halo: int) -> tuple[int, int, int]:
-    """Offset of a plane's first number, distance of its rows, and size of the whole, zeros included."""
+    """Return, in elements, the offset of a plane's first pixel, the row distance, and the plane's size with zeros."""
     stride = w + halo
     first = halo * stride + halo
     return first, stride, -(-(first + (h + halo) * stride + halo + _SLACK) // _SLACK) * _SLACK
 
 
 def view(memory: np.ndarray, shape: tuple[int, ...], halo: int) -> np.ndarray:
-    """The planes (N, C, H, W) in flat memory that begins with the first plane's halo."""
+    """Return the view (N, C, H, W) of the planes in flat memory that begins with the first plane's halo."""
     _, c, h, w = shape
     first, stride, size = layout(h, w, halo)
     itemsize = memory.itemsize
@@ -47,10 +47,10 @@ def view(memory: np.ndarray, shape: tuple[int, ...], halo: int) -> np.ndarray:
 
 
 def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
-    """Zeros (N, C, H, W), a view of memory that has `halo` zeros on each side of every plane."""
+    """Return zeros (N, C, H, W), a view of memory with `halo` zeros on each side of every plane."""
     n, c, h, w = shape
-    # Zeros that the system makes when they are first touched: gradients take no memory where nobody needs them. Twice a
-    # HaloMemory, since an array of NumPy's own type takes for its owner the last of that type, past a single other one.
+    # The system allocates np.zeros when it is first touched, so unused gradients take no memory. HaloMemory is applied
+    # twice: NumPy sets `base` of an ndarray to the last ndarray of the chain, and would skip a single HaloMemory.
     zeros = np.zeros(n * c * layout(h, w, halo)[2], dtype).view(HaloMemory)
     memory = HaloMemory(zeros.shape, dtype, zeros)
     array = view(memory, shape, halo)
@@ -59,7 +59,7 @@ def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
 
 
 def halo_of(x: np.ndarray) -> int:
-    """Zeros on each side of x's planes; -1 for arrays that `planes` did not make, and for parts of planes."""
+    """Return the zeros on each side of x's planes; -1 for arrays not made by `planes` and for parts of planes."""
     owner = x.base
     while isinstance(owner, np.ndarray):
         if isinstance(owner, HaloMemory):
@@ -69,20 +69,28 @@ def halo_of(x: np.ndarray) -> int:
 
 
 class Arena:
-    """Hands out parts of flat scratch, one after the other."""
+    """Allocator of consecutive parts of a flat workspace."""
 
     def __init__(self, memory: np.ndarray):
         self._memory = memory
         self._used = 0
 
     def take(self, *shape: int) -> np.ndarray:
-        """The next part, in that shape; what it holds means nothing."""
+        """Return the next part in the given shape; its content is undefined."""
         start, self._used = self._used, self._used + math.prod(shape)
         return self._memory[start : self._used].reshape(shape)
 
 
 def with_halo(x: np.ndarray, halo: int, arena: Arena) -> tuple[np.ndarray, list[Callable]]:
-    """x itself if it has that halo of zeros, else a copy in scratch that has; and the steps that make the copy."""
+    """Provide x with a halo of at least `halo` zeros.
+
+    Returns
+    -------
+    array : (N, C, H, W)
+        x itself if its halo suffices, else a view of workspace from `arena`.
+    steps : list of callables
+        Steps that copy x there; empty for x itself.
+    """
     if halo_of(x) >= halo:
         return x, []
     n, c, h, w = x.shape
@@ -92,7 +100,7 @@ def with_halo(x: np.ndarray, halo: int, arena: Arena) -> tuple[np.ndarray, list[
 
 
 def in_turn(steps: list[Callable]) -> Callable[[], None]:
-    """One call that makes all of them, in order."""
+    """Return a function that runs all steps in order."""
 
     def run() -> None:
         for step in steps:

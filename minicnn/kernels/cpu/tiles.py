@@ -1,12 +1,12 @@
-"""Register tiles: the inner loops of convolution, written to LLVM as explicit vectors.
+"""Register tiles: the inner loops of convolution, emitted as explicit LLVM vector instructions.
 
 LLVM's own vectoriser keeps the sums of a convolution in memory; here they stay
 in registers. Each intrinsic below is a Python function that emits the code of
-one tile for given compile-time sizes: a grid of vector registers, filled by a
-loop of loads, broadcasts and fused multiply-adds, and stored once.
+one tile for given compile-time sizes: a grid of vector registers, accumulated
+in a loop of loads, broadcasts and fused multiply-adds, and stored once.
 
-An array's elements are counted from its first one, whatever its shape, and
-nothing checks bounds: the callers do.
+Offsets count elements from the first one of an array, for any shape. Bounds are
+not checked here; the callers must ensure them.
 """
 
 from collections.abc import Sequence
@@ -25,25 +25,25 @@ from minicnn.kernels.cpu.compile import VECTOR_BYTES
 
 
 def lanes(itemsize: int) -> int:
-    """Numbers of `itemsize` bytes in one vector."""
+    """Return the number of elements of `itemsize` bytes in one vector."""
     return VECTOR_BYTES // itemsize
 
 
 @cache
 def vector_places(itemsize: int) -> np.ndarray:
-    """Places of vectors that follow each other."""
+    """Return the element offsets of four consecutive vectors, (4,) int64."""
     return np.arange(4) * lanes(itemsize)
 
 
 def block_of(filters: int, most: int) -> int:
-    """Filters of a tile, at most `most`: the fewest empty rows in the last tile, then 8, then the largest tile."""
+    """Choose the output channels of a tile, at most `most`: least padding of the last tile, then 8, then largest."""
     sizes = range(min(filters, (most + 1) // 2), min(filters, most) + 1)
     return min(sizes, key=lambda size: (-(-filters // size) * size, size != 8, -size))
 
 
 @intrinsic
 def row(typing_context, x, n, c, i):
-    """The contiguous row x[n, c, i], W numbers, of an array (N, C, H, W) whose rows are contiguous."""
+    """Return the row x[n, c, i], a view (W,), of an array (N, C, H, W) whose rows are contiguous."""
     result = types.Array(x.dtype, 1, "C")
 
     def generate(context, builder, signature, arguments):
@@ -66,12 +66,12 @@ def _row_alias(name, arguments, alias_map, argument_aliases) -> None:
     _add_alias(name, arguments[0].name, alias_map, argument_aliases)
 
 
-# Without this Numba takes a row for a new array, and drops what is only written to it as dead code.
+# Without this Numba treats a row as a new array and removes writes to it as dead code if nothing reads the row.
 alias_func_extensions["row", "minicnn.kernels.cpu.tiles"] = _row_alias
 
 
 class _Emitter:
-    """Short names for the LLVM instructions of a tile over arrays of one float type."""
+    """Emitter of the LLVM instructions of a tile, for arrays of one float type."""
 
     def __init__(self, context, builder, dtype: types.Float, segments: int = 1):
         self.context = context
@@ -91,7 +91,7 @@ class _Emitter:
         return self.index(value)
 
     def data(self, array_type, array, start):
-        """Pointer to element `start` of a Numba array."""
+        """Return a pointer to element `start` of a Numba array."""
         data = self.context.make_array(array_type)(self.context, self.builder, array).data
         return self.at(data, start)
 
@@ -99,18 +99,18 @@ class _Emitter:
         return self.builder.gep(pointer, [offset])
 
     def dot(self, first: Sequence, second: Sequence):
-        """Sum of products of index values: the offset of a place in an array."""
+        """Return the dot product of index values: the offset of an element in an array."""
         total = self.const(0)
         for a, b in zip(first, second, strict=True):
             total = self.builder.add(total, self.builder.mul(a, b))
         return total
 
     def place(self, array_type, array, number):
-        """places[number] of an integer array, as an index value."""
+        """Return element `number` of an integer array, as an index value."""
         return self.builder.load(self.data(array_type, array, number))
 
     def load(self, pointers: Sequence):
-        """A vector from as many pointers as it has segments."""
+        """Load a vector from one pointer per segment."""
         parts = []
         for pointer in pointers:
             part = self.builder.load(self.builder.bitcast(pointer, self.segment.as_pointer()))
@@ -132,7 +132,7 @@ class _Emitter:
             store.align = self.bytes
 
     def broadcast(self, pointer):
-        """The number at `pointer` in every lane."""
+        """Return a vector with the number at `pointer` in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         lane0 = ir.IntType(32)(0)
         vector = self.builder.insert_element(undefined, self.builder.load(pointer), lane0)
@@ -140,7 +140,7 @@ class _Emitter:
         return self.builder.shuffle_vector(vector, undefined, zeros)
 
     def register(self, value):
-        """A variable that LLVM will keep in a register."""
+        """Return a stack variable initialised with `value`; LLVM keeps it in a register."""
         slot = cgutils.alloca_once(self.builder, self.vector)
         self.builder.store(value, slot)
         return slot
@@ -174,19 +174,21 @@ def outer_tile(
     bias_start,
     filled,
 ):
-    """`vectors` x `scalars` sums of outer products, of vectors from `a` with single numbers from `b`.
+    """Compute `vectors` x `scalars` sums of outer products, of vectors from `a` with single numbers from `b`.
 
-    Vector i consists of `segments` equal runs of consecutive numbers; run g begins at a_places[first + i segments + g]
-    in `a`, and at y_places[...] in `y`. For s < filled and every run (+ stands for one number more per lane)::
+    Vector i consists of `segments` equal runs of consecutive elements. Run g begins at offset
+    a_places[first + i segments + g] in `a`, and at y_places[...] in `y`. For s < filled and every run (the trailing +
+    stands for adding the lane number)::
 
         y[y_start + s y_step + y_places[...] +] = bias[bias_start + s] + sum over j < counts (three indices) of
             a[a_start + j . a_strides + a_places[...] +] b[b_start + j . b_strides + s]
 
-    With `window` 0 the innermost count is counts[2]. Otherwise it is `window`, and the numbers of `b` are a whole row
-    of pixels with `before` zeros in front and zeros behind: products with those zeros are left out.
+    If `window` is 0, the innermost count is counts[2]. Otherwise it is the kernel size `window`, and the numbers of
+    `b` are a whole row of pixels with `before` zeros before it and zeros after it; products with these zeros are
+    left out.
 
-    `vectors`, `scalars`, `segments`, `window` and `before` are literals; strides and counts are
-    tuples of three; the rest are arrays and integers.
+    `vectors`, `scalars`, `segments`, `window` and `before` are literals. Strides and `counts` are tuples of three
+    integers. The other arguments are arrays and integers.
     """
     literals = (vectors, scalars, segments, window, before)
     n_vectors, n_scalars, n_segments, n_window, n_before = (size.literal_value for size in literals)
@@ -247,10 +249,12 @@ def inner_tile(
     typing_context, filters, taps, sums, sums_start, images, g, g_start, g_image, g_step, x, x_start, x_image, places,
     first, last
 ):  # fmt: skip
-    """Vector sums of products for `filters` x `taps` (literals), the taps one number apart.
+    """Accumulate vector sums of products for `filters` x `taps` (literals); taps are one element apart.
 
-    Lane by lane, sums[sums_start + (f taps + v) lanes +] += sum over n < images and p = places[first] ..
-    places[last - 1] of g[g_start + n g_image + f g_step + p +] x[x_start + n x_image + v + p +]
+    For each lane (the trailing + stands for adding the lane number)::
+
+        sums[sums_start + (f taps + v) lanes +] += sum over n < images and p = places[first] .. places[last - 1] of
+            g[g_start + n g_image + f g_step + p +] x[x_start + n x_image + v + p +]
     """
     index = types.intp
     signature = types.void(
@@ -285,7 +289,7 @@ def inner_tile(
 
 @intrinsic
 def lane_sum(typing_context, x, start):
-    """Sum of the numbers of the vector at x[start]."""
+    """Return the sum of the elements of the vector at x[start]."""
 
     def generate(context, builder, signature, arguments):
         e = _Emitter(context, builder, x.dtype)

@@ -1,8 +1,8 @@
 """Backend "cupy": CUDA C++ kernels on an NVIDIA GPU. The only module that imports CuPy.
 
-A kernel of the table is one launch or a few; `bind` prepares them once. Work goes to one stream, batches come on a
-second one, and the whole of a step can be replayed as one CUDA graph (`record`). An import is refused, with the reason,
-where there is no GPU that can be used. Shapes and roles: `minicnn.kernels`.
+Each kernel of the table consists of one or a few launches, which `bind` prepares once. Computation runs on one stream,
+batches are copied on a second one, and a whole training step can be replayed as one CUDA graph (`record`). Without a
+usable GPU, importing this module raises ImportError with the reason. Array shapes and roles: `minicnn.kernels`.
 """
 
 import atexit
@@ -39,7 +39,7 @@ logger = logging.getLogger("minicnn.kernels")
 
 
 def _find_cache_folder() -> None:
-    """Give CuPy a folder for compiled kernels: without one it cannot even be imported."""
+    """Ensure that CuPy has a writable folder for compiled kernels; without one its import fails."""
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,16 +56,16 @@ try:
 except ImportError as error:
     raise ImportError(f"CuPy is not installed or does not load ({error}): pip install 'icnn[cuda12]'") from None
 
-_OLDEST = 70  # compute capability 7.0, Volta: what CUDA 12 and the tests of the machine code begin with
-_OLDEST_CACHING = (14, 2)  # CuPy's first version that finds compiled templates in its disk cache with any driver
-_LEAST_MEMORY = 512 << 20  # bytes that a small training needs
-#: Variables in which MPI launchers tell a process its number on its machine: Hydra and Intel, Open MPI, Slurm.
+_OLDEST = 70  # compute capability 7.0, Volta: the oldest that the tests of the machine code cover with CUDA 12
+_OLDEST_CACHING = (14, 2)  # first CuPy version that finds compiled templates in its disk cache with any driver
+_LEAST_MEMORY = 512 << 20  # bytes, enough for a small training
+#: Environment variables with the local rank of a process, by MPI launcher: Hydra and Intel, Open MPI, Slurm.
 _PLACES = "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "SLURM_LOCALID"
-_NOTED = 0.1  # s; what takes longer was compiled and not found in CuPy's cache
+_NOTED = 0.1  # s; a slower load means that the kernel was compiled, not read from CuPy's cache
 
 
 def _check_version() -> None:
-    """Warn of a CuPy that compiles every kernel anew in each process."""
+    """Warn if this CuPy version recompiles every kernel in each process."""
     if tuple(map(int, re.findall(r"\d+", cupy.__version__)[:2])) < _OLDEST_CACHING:
         logger.warning(
             "CuPy %s compiles all kernels anew in every process; expected 14.2 or newer: pip install -U 'icnn[cuda12]'",
@@ -74,11 +74,12 @@ def _check_version() -> None:
 
 
 def _require_device() -> None:
-    """Refuse this backend, naming the reason, unless a kernel can be compiled and there is memory to run it.
+    """Select the GPU; check that it can be used, that kernels compile and that enough memory is free.
 
     Raises
     ------
     ImportError
+        With the reason why this backend cannot be used.
     """
     if os.environ.get("CUPY_CUDA_PER_THREAD_DEFAULT_STREAM", "0") not in ("", "0"):
         raise ImportError("its streams would not wait for each other: unset CUPY_CUDA_PER_THREAD_DEFAULT_STREAM")
@@ -86,7 +87,7 @@ def _require_device() -> None:
         if not (count := cupy.cuda.runtime.getDeviceCount()):
             raise ImportError("no NVIDIA GPU was found")
         if (place := _place()) is not None:
-            cupy.cuda.Device(place % count).use()  # processes on one machine take one each, as long as there are any
+            cupy.cuda.Device(place % count).use()  # one GPU per process on a machine, shared if there are too few
         device = cupy.cuda.Device()
         capability, free = int(device.compute_capability), device.mem_info[0]
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -99,13 +100,13 @@ def _require_device() -> None:
         raise ImportError(f"too little memory is free on the GPU: {_mib(free)}, expected {_mib(_LEAST_MEMORY)} or more")
     try:
         cupy.RawModule(code='extern "C" __global__ void probe() {}', options=OPTIONS).get_function("probe")
-    except Exception as error:  # CuPy gives a missing library many names
+    except Exception as error:  # CuPy reports a missing library by many exception types
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ImportError(f"NVRTC, CUDA's compiler, does not work ({first}): pip install 'icnn[cuda12]'") from None
 
 
 def _driver_problem() -> str:
-    """Why the CUDA runtime refuses the driver: there is none, or it is older than the CUDA that CuPy was built for."""
+    """Return why the CUDA runtime rejects the driver: it is missing, or older than the CUDA that CuPy was built for."""
     found, needed = cupy.cuda.runtime.driverGetVersion(), cupy.cuda.runtime.runtimeGetVersion()
     if not found:
         return "no NVIDIA driver was found"
@@ -116,12 +117,12 @@ def _driver_problem() -> str:
 
 
 def _cuda(version: int) -> str:
-    """CUDA's 12090 as 12.9."""
+    """Format a CUDA version number: 12090 becomes 12.9."""
     return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _place() -> int | None:
-    """This process's number on its machine, if a launcher has started it."""
+    """Return the local rank of this process on its machine; None if no MPI launcher started it."""
     return next((int(text) for name in _PLACES if (text := os.environ.get(name, "")).isdecimal()), None)
 
 
@@ -132,20 +133,20 @@ def _mib(count: int) -> str:
 _check_version()
 _require_device()
 
-#: Kernels run on the first stream. CUDA's default stream waits for it and it for that one, so that an array can be read
-#: at any time. Batches arrive on the second, which waits for events only: else each loss that is read would hold it up.
+#: Kernels run on the first stream. It and CUDA's default stream wait for each other, so an array can be read at any
+#: time. Batches are copied on the second, which waits for events only; otherwise reading a loss would delay it.
 _STREAM, _COPIES = cupy.cuda.Stream(), cupy.cuda.Stream(non_blocking=True)
 
 # ---- arrays
 
 
 def empty(shape: int | tuple[int, ...], dtype: str):
-    """An array on the device whose content means nothing."""
+    """Return an uninitialised array on the device."""
     return _allocated(cupy.empty, shape, dtype)
 
 
 def zeros(shape: int | tuple[int, ...], dtype: str):
-    """An array of zeros on the device."""
+    """Return an array of zeros on the device."""
     return _allocated(cupy.zeros, shape, dtype)
 
 
@@ -161,7 +162,7 @@ def _allocated(make: Callable, shape: int | tuple[int, ...], dtype: str):
 
 
 def planes(shape: tuple[int, ...], dtype: str, halo: int):
-    """Zeros (N, C, H, W); this backend has no use for a halo."""
+    """Return zeros (N, C, H, W); this backend ignores `halo`."""
     return zeros(shape, dtype)
 
 
@@ -172,32 +173,32 @@ def upload(destination, values: np.ndarray) -> None:
 
 
 def download(array) -> np.ndarray:
-    """A NumPy copy of a finished array."""
+    """Wait for the stream and return a NumPy copy of an array."""
     _STREAM.synchronize()
     return array.get()
 
 
 def memory_left() -> int:
-    """Bytes that can still be allocated on the device."""
+    """Return the number of bytes that can still be allocated on the device."""
     return cupy.cuda.Device().mem_info[0] + cupy.get_default_memory_pool().free_bytes()
 
 
 def threads(count: int):
-    """Send what is called inside a ``with`` block to the backend's stream. A GPU has no threads to count."""
+    """Return a context manager that sends work to the backend's stream; `count` (CPU threads) is ignored on a GPU."""
     return _STREAM
 
 
 class Feed:
-    """Brings batches to the device while it is still computing.
+    """Prefetcher: copies batches to the device while it computes.
 
-    A batch is copied into pinned memory, sent from there on a stream of its own, and copied into place on the device
-    when the steps before are through with what is there. Two sets of buffers take turns, so that the host prepares
-    a batch while the last one travels.
+    A batch is copied into pinned memory, transferred from there on a separate stream, and copied to its destination on
+    the device once the previous steps no longer read it. The buffers are doubled, so the host prepares a batch while
+    the previous one is transferred.
 
     Parameters
     ----------
     *destinations : arrays
-        Of a whole batch, or without dimensions.
+        Arrays of a whole batch, or arrays without dimensions.
     """
 
     def __init__(self, *destinations):
@@ -205,7 +206,13 @@ class Feed:
         self._slots = [_Slot(destinations), _Slot(destinations)]
 
     def __call__(self, *values: np.ndarray | float) -> None:
-        """Put the first n of each destination in order; n is the length of the values."""
+        """Copy one array or number, in order, to each destination.
+
+        Parameters
+        ----------
+        *values : arrays or float
+            One for each destination; arrays of n samples fill the first n of it, cast to its dtype.
+        """
         slot = self._slots[0]
         self._slots.reverse()
         slot.sent.synchronize()  # the pinned memory is free again
@@ -220,19 +227,19 @@ class Feed:
             moves.append((destination[part], arrived[part]))
         slot.sent.record(_COPIES)
         _STREAM.wait_event(slot.sent)
-        for destination, arrived in moves:  # not by assignment, which would be a kernel's launch
+        for destination, arrived in moves:  # a copy; an assignment would launch a kernel
             destination.data.copy_from_device_async(arrived.data, arrived.nbytes, _STREAM)
         slot.taken.record(_STREAM)
 
 
 class _Slot:
-    """Buffers for one batch on both sides, and the events that say when they are free."""
+    """Host and device buffers for one batch, and the events that mark them as free."""
 
     def __init__(self, destinations: Sequence):
         self.pinned = [_pinned(array.shape, array.dtype) for array in destinations]
         self.arrived = [empty(array.shape, array.dtype) for array in destinations]
         self.sent, self.taken = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
-        # `arrived` may lie where another plan's arrays were, which kernels of that plan are still to write.
+        # `arrived` may reuse the memory of another plan's arrays, which pending kernels of that plan still write.
         self.taken.record(_STREAM)
 
 
@@ -243,11 +250,19 @@ def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def record(run: Callable[[], None]) -> Callable[[], None]:
-    """A function that does what `run` does, in one launch from its second call on.
+    """Capture `run` as a CUDA graph.
 
-    `run` must call bound kernels only, without cuBLAS, on arrays that outlive the result. The first call is made
-    eagerly: it loads the kernels, which cannot be done while a graph is captured. If `run` raises while it is captured,
-    the unfinished graph is dropped, and the next call captures anew.
+    Parameters
+    ----------
+    run : callable
+        Calls bound kernels only, without cuBLAS, on arrays that outlive the result.
+
+    Returns
+    -------
+    callable
+        Same effect as `run`, in one launch from its second call on. The first call runs `run` directly, to load the
+        kernels, which is impossible during a capture. If `run` raises during the capture, the incomplete graph is
+        discarded and the next call captures again.
     """
     graph = None
     calls = 0
@@ -264,7 +279,7 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
                 run()
             finally:
                 captured = _STREAM.end_capture()
-            graph = captured  # only now: the graph of a run that raised lacks its last launches
+            graph = captured  # assigned only here: if `run` raised, the graph lacks its last launches
         graph.launch(_STREAM)
 
     return replay
@@ -275,9 +290,10 @@ def record(run: Callable[[], None]) -> Callable[[], None]:
 
 @cache
 def all_reduce(comm) -> Callable[..., None]:
-    """A function that replaces an array, in every process, by the sum of all.
+    """Return a function that replaces an array in place, in every process, by the sum over all processes.
 
-    NCCL's, from device to device, where it is installed and each process has a GPU of its own; else by way of the host.
+    It uses NCCL, from device to device, if that is installed and each process has its own GPU; otherwise it sums on the
+    host through `comm`.
     """
     group = _nccl(comm)
     if group is not None:
@@ -296,11 +312,11 @@ def all_reduce(comm) -> Callable[..., None]:
 
 
 def _nccl(comm):
-    """CuPy's communicator of all processes; None unless all of them can have it."""
+    """Return CuPy's NCCL communicator over all processes; None unless every process can use it."""
     if comm.size == 1:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # CuPy's several lines about a library that need not be there
+        warnings.simplefilter("ignore")  # CuPy warns at length about an optional library
         from cupyx import distributed  # pyright: ignore[reportMissingImports]: loads cupy.cuda.nccl, too
     found = cupy.cuda.nccl.available  # pyright: ignore[reportAttributeAccessIssue]
     can = found and _place() is not None and comm.local_size <= cupy.cuda.runtime.getDeviceCount()
@@ -312,7 +328,7 @@ def _nccl(comm):
 
 @cache
 def module_of(file: str, expressions: tuple[str, ...]):
-    """Kernel instances, compiled or from CuPy's cache."""
+    """Return the CuPy module with the given kernel instances of `file`, compiled or from CuPy's cache."""
     start = time.perf_counter()
     module = cupy.RawModule(code=source(file), options=OPTIONS, name_expressions=expressions)
     module.get_function(expressions[0])
@@ -325,7 +341,20 @@ _Launch = Callable[[], None]
 
 
 def launch(file: str, kernel: str, first, grid: tuple[int, ...], block: int, *arguments, shared: int = 0) -> _Launch:
-    """A launch of the instance of `kernel` for the dtype of the array `first`; numbers become what CUDA C calls int."""
+    """Prepare a launch of a CUDA kernel.
+
+    Parameters
+    ----------
+    file, kernel : str
+        Source file, and kernel name or template instance; a bare name is instantiated for the dtype of `first`.
+    first : array
+    grid, block : tuple of int, int
+        Blocks along each axis, and threads of a block.
+    *arguments
+        The kernel's arguments; Python int and bool are passed as 32-bit int.
+    shared : int
+        Bytes of dynamic shared memory.
+    """
     if "<" not in kernel:
         kernel += "<float>" if first.dtype == np.float32 else "<double>"
     given = tuple(np.int32(value) if isinstance(value, (bool, int)) else value for value in arguments)
@@ -334,7 +363,7 @@ def launch(file: str, kernel: str, first, grid: tuple[int, ...], block: int, *ar
 
 
 def step_of(array) -> np.int64:
-    """Elements from one image to the next."""
+    """Return the stride between images, in elements."""
     return np.int64(array.strides[0] // array.itemsize)
 
 
@@ -343,14 +372,14 @@ def _ceil(a: int, b: int) -> int:
 
 
 def _over_planes(kernel: str, arrays: Sequence, planes: int, pixels: int, *numbers: int) -> list[_Launch]:
-    """A launch of pool.cu's kind: arrays, their steps, then numbers; blocks over pixels and planes."""
+    """Prepare a launch from pool.cu: arrays, their image strides, then numbers; blocks over pixels and planes."""
     block = min(256, _ceil(pixels, WARP) * WARP)
     grid = min(_ceil(pixels, block), 1 << 16), min(planes, 65535)
     return [launch("pool.cu", kernel, arrays[0], grid, block, *arrays, *map(step_of, arrays), *numbers)]
 
 
 class _GpuCheck(Check):
-    """What a kernel's arguments must be on a GPU: whole images in its memory, and sizes that its integers hold."""
+    """Argument validation for GPU kernels: CuPy arrays, contiguous images, sizes within the range of 32-bit int."""
 
     array_type, array_name = cupy.ndarray, "a CuPy array"
 
@@ -365,18 +394,18 @@ class _GpuCheck(Check):
         return ""
 
     def _labels_problem(self, labels, count: int) -> str:
-        return ""  # to look at them would wait for the device; `minicnn.loss` looks before they are sent
+        return ""  # reading them would synchronise with the device; `minicnn.loss` checks them before the upload
 
 
 class Table:
-    """The kernels of a backend that is made of launches.
+    """Kernel table of a backend whose kernels are lists of launches.
 
     Parameters
     ----------
     scratch_size : callable
-        The backend's.
-    builders : dict of kernel names to functions
-        What lists the launches of a kernel, for the kernels that another table has already.
+        The backend's function of that name.
+    builders : dict of str to callable, optional
+        Kernels taken over from another table: name -> function that returns the launches.
     """
 
     def __init__(
@@ -386,7 +415,7 @@ class Table:
         self._checks = {name: _GpuCheck(name, scratch_size) for name in SIGNATURES}
 
     def bind(self, kernel: str, *arguments) -> _Launch:
-        """A call of a kernel, checked and prepared once, to be made many times on the same arrays."""
+        """Validate the arguments once and return a function that runs the kernel on the same arrays at each call."""
         self._checks[kernel](arguments)
         launches = self.builders[kernel](*arguments)
         if len(launches) == 1:
@@ -399,7 +428,7 @@ class Table:
         return call
 
     def kernel(self, build: Callable[..., list[_Launch]]) -> Callable[..., None]:
-        """Decorator: a function that lists a kernel's launches enters the table and becomes the kernel."""
+        """Register a function that returns a kernel's launches, and return the kernel (a decorator)."""
         self.builders[build.__name__] = build
 
         @wraps(build)
@@ -410,7 +439,7 @@ class Table:
 
 
 def scratch_size(kernel: str, **size: int) -> int:
-    """Elements of scratch that `kernel` needs for the sizes given as shape letters."""
+    """Return the workspace elements that `kernel` needs; sizes are keyed by shape letter (N, C, O, H, W, K)."""
     if kernel == "conv2d_backward_weights":
         return max(_weight_gradient_scratch(size, dtype) for dtype in ("float32", "float64"))
     if kernel == "softmax_cross_entropy_forward":
@@ -423,7 +452,7 @@ def _weight_gradient_scratch(size: dict[str, int], dtype: str) -> int:
     try:
         tile = weight_gradient_tile(n, c, o, h, w, k, dtype)
     except ValueError:
-        return 0  # whoever calls it is told
+        return 0  # no tile fits; the kernel raises this error when it is bound
     return parts_of_weights(tile) * o * c * k * k + tile.grid[0] * o
 
 
@@ -432,18 +461,18 @@ bind, _kernel = table.bind, table.kernel
 
 # ---- convolution
 
-_ADD, _TANH, _POOL, _DOUBLE = 1, 2, 4, 8  # conv.cu
+_ADD, _TANH, _POOL, _DOUBLE = 1, 2, 4, 8  # flags of conv.cu
 
 
 @_kernel
 def conv2d_forward(y, x, w, b, s):
-    """y = x correlated with w (zero padded, stride 1) + b."""
+    """Compute y = x correlated with w (zero padding, stride 1) + b."""
     return _forward(y, y[:, :0], y[:, :0], x, w, b, 0)
 
 
 @_kernel
 def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
-    """y = tanh(x correlated with w + b); pooled = maxima of 2 x 2 tiles of y, up = y doubled, unless they are empty."""
+    """Compute y = tanh(x correlated with w + b); pooled = 2 x 2 max pooling of y, up = 2 x upsampling, if not empty."""
     return _forward(y, pooled, up, x, w, b, _TANH | (_POOL if pooled.size else 0) | (_DOUBLE if up.size else 0))
 
 
@@ -456,7 +485,7 @@ def _forward(y, pooled, up, x, w, b, flags: int) -> list[_Launch]:
 
 @_kernel
 def conv2d_backward_data(dx, dy, w, s, add):
-    """dx = dy correlated with the weights turned by 180° and transposed."""
+    """Compute dx = dy correlated with w rotated by 180° and with its channel axes swapped."""
     n, c, h, width = dx.shape
     o, k = w.shape[0], w.shape[2]
     tile = correlation_tile(n, c, o, h, width, k, dx.dtype.name, backward=True)
@@ -473,7 +502,7 @@ def _correlate(tile: Tile, arrays: tuple, sizes: tuple[int, ...], flags: int) ->
 
 @_kernel
 def conv2d_backward_weights(dw, db, dy, x, s):
-    """dw = dy correlated with x over all images; db = dy summed over images and pixels."""
+    """Compute dw = dy correlated with x over all images; db = dy summed over images and pixels."""
     n, c, h, width = x.shape
     o, k = dw.shape[0], dw.shape[2]
     tile = weight_gradient_tile(n, c, o, h, width, k, x.dtype.name)
@@ -487,7 +516,7 @@ def conv2d_backward_weights(dw, db, dy, x, s):
 
 
 def sum_parts(dw, db, w_parts, b_parts, w_count: int, b_count: int) -> _Launch:
-    """dw and db: the sums of so many parts of each."""
+    """Prepare the launch that sums `w_count` partial results into dw and `b_count` into db."""
     grid = (_ceil(dw.size + db.size, WARP),)
     numbers = dw.size, db.size, w_count, b_count
     arrays, shared = (dw, db, w_parts, b_parts), 256 * dw.itemsize
@@ -499,14 +528,14 @@ def sum_parts(dw, db, w_parts, b_parts, w_count: int, b_count: int) -> _Launch:
 
 @_kernel
 def max_pool2d_forward(y, x, window, stride, border):
-    """y[i, j] = max of x[stride i - border + u, stride j - border + v], u, v < window; outside counts as -inf."""
+    """Compute y[i, j] = max of x[stride i - border + u, stride j - border + v] for u, v < window; padding is -inf."""
     n, c, p, q = y.shape
     return _over_planes("max_pool2d_forward", (y, x), n * c, p * q, n, c, p, q, window, stride, border)
 
 
 @_kernel
 def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
-    """Each dy goes to the first maximum of its window in row-major order."""
+    """Route each dy to the first maximum of its pooling region in row-major order."""
     n, c, p, q = y.shape
     pixels = dx.shape[2] * dx.shape[3]
     numbers = n, c, p, q, window, stride, border, bool(add)
@@ -515,14 +544,14 @@ def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
 
 @_kernel
 def mean_pool2d_forward(y, x, window):
-    """y = mean of the window x window tiles of x."""
+    """Compute y = mean of the window x window tiles of x."""
     n, c, p, q = y.shape
     return _over_planes("mean_pool2d_forward", (y, x), n * c, p * q, n, c, p, q, window)
 
 
 @_kernel
 def mean_pool2d_backward(dx, dy, s, window, add):
-    """Each pixel of a tile gets dy / window^2."""
+    """Compute dx: dy / window^2 at each pixel of a tile."""
     n, c, p, q = dy.shape
     pixels = dx.shape[2] * dx.shape[3]
     return _over_planes("mean_pool2d_backward", (dx, dy), n * c, pixels, n, c, p, q, window, bool(add))
@@ -530,21 +559,21 @@ def mean_pool2d_backward(dx, dy, s, window, add):
 
 @_kernel
 def upsample_nearest2d_forward(y, x, factor):
-    """y[i, j] = x[i // factor, j // factor], into the first C channels of y."""
+    """Compute y[i, j] = x[i // factor, j // factor], in the first C channels of y."""
     n, c, h, w = x.shape
     return _over_planes("upsample_nearest2d_forward", (y, x), n * c, y.shape[2] * y.shape[3], n, c, h, w, factor)
 
 
 @_kernel
 def upsample_nearest2d_backward(dx, dy, factor, add):
-    """dx[i, j] = sum of dy over the factor x factor copies of pixel (i, j)."""
+    """Compute dx[i, j] = sum of dy over the factor x factor copies of pixel (i, j)."""
     n, c, h, w = dx.shape
     return _over_planes("upsample_nearest2d_backward", (dx, dy), n * c, h * w, n, c, h, w, factor, bool(add))
 
 
 @_kernel
 def parity_maps(y, offset):
-    """Channel `offset` of y: 0 on even columns, 1 on odd ones; the next channel: likewise by row."""
+    """Fill channel `offset` of y with 0 on even and 1 on odd columns, and the next channel likewise by row."""
     n, _, h, w = y.shape
     return _over_planes("parity_maps", (y[:, offset : offset + 2],), n * 2, h * w, n, h, w)
 
@@ -558,34 +587,34 @@ def concat_forward(y, x, offset):
 
 @_kernel
 def concat_backward(dx, dy, offset, add):
-    """dx = the channels of dy that begin at `offset`."""
+    """Copy the channels of dy that begin at `offset` into dx."""
     n, c, h, w = dx.shape
     return _over_planes("copy_planes", (dx, dy[:, offset : offset + c]), n * c, h * w, n, c, h * w, bool(add))
 
 
-# ---- activation, alone and with what interlinking layers make of it
+# ---- activation, alone and fused with the pooling and upsampling of interlinking layers
 
 
 @_kernel
 def tanh_forward(y, x):
-    """y = tanh(x), the f of eq. (1)."""
+    """Compute y = tanh(x), the f of eq. (1)."""
     n, c, h, w = y.shape
     return _over_planes("tanh_forward", (y, x), n * c, h * w, n, c, h * w)
 
 
 @_kernel
 def tanh_backward(dx, dy, y, s, add):
-    """dx = dy (1 - y^2)."""
+    """Compute dx = dy (1 - y^2)."""
     n, c, h, w = y.shape
     return _over_planes("tanh_backward", (dx, dy, y), n * c, h * w, n, c, h * w, bool(add))
 
 
-_OWN_GRADIENT, _POOLED, _DOUBLED = 1, 2, 4  # pool.cu
+_OWN_GRADIENT, _POOLED, _DOUBLED = 1, 2, 4  # flags of pool.cu
 
 
 @_kernel
 def interlink_forward(y, pooled, up, x):
-    """y = tanh(x); pooled = maxima of 2 x 2 tiles of y, up = y doubled, unless they have no channels."""
+    """Compute y = tanh(x); pooled = 2 x 2 max pooling of y, up = y upsampled by 2, unless they have no channels."""
     n, c, h, w = y.shape
     flags = (_POOLED if pooled.size else 0) | (_DOUBLED if up.size else 0)
     tiles = _ceil(h, 2) * _ceil(w, 2)
@@ -594,7 +623,10 @@ def interlink_forward(y, pooled, up, x):
 
 @_kernel
 def interlink_backward(dx, dy, dpooled, dup, y, s):
-    """dx = (dy + gradients of pooled and up) (1 - y^2); what has no channels counts as 0; dx may be dy itself."""
+    """Compute dx = (dy + gradients through pooled and up) (1 - y^2).
+
+    Gradients without channels count as 0; dx may be dy itself.
+    """
     n, c, h, w = y.shape
     flags = (_OWN_GRADIENT if dy.size else 0) | (_POOLED if dpooled.size else 0) | (_DOUBLED if dup.size else 0)
     tiles = _ceil(h, 2) * _ceil(w, 2)
@@ -606,7 +638,7 @@ def interlink_backward(dx, dy, dpooled, dup, y, s):
 
 @_kernel
 def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
-    """p = softmax of z over the labels; total = sum of weights; loss = sum of -weights log p[t] / total."""
+    """Compute p = softmax of z over the classes; total = sum of weights; loss = sum of -weights log p[t] / total."""
     n, labels, h, w = z.shape
     blocks = _ceil(n * h * w, 256)
     sums = s[: 2 * blocks]
@@ -621,7 +653,7 @@ def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
 
 @_kernel
 def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
-    """dz = weights (p - onehot(t)) / total."""
+    """Compute dz = weights (p - onehot(t)) / total."""
     n, labels, h, w = p.shape
     numbers = step_of(dz), step_of(p), n, labels, h * w
     return [launch("loss.cu", "softmax_backward", p, (_ceil(n * h * w, 256),), 256, dz, p, t, weights, total, *numbers)]
@@ -629,7 +661,7 @@ def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
 
 @_kernel
 def sgd_update(values, velocity, gradients, lr, s, momentum, nesterov, weight_decay, shrink):
-    """One step of `minicnn.sgd.SGD` on the flat buffers."""
+    """Apply one step of `minicnn.sgd.SGD` to the flat buffers."""
     count, real = values.size, values.dtype.type
     arrays = values, velocity, gradients, lr
     numbers = np.int64(count), real(momentum), int(nesterov), real(weight_decay), real(shrink)

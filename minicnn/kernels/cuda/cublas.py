@@ -1,7 +1,7 @@
-"""Backend "cublas": convolution as im2col and matrix multiplication by cuBLAS; all else is backend "cupy".
+"""Backend "cublas": convolution by im2col and cuBLAS matrix multiplication; all other kernels are those of "cupy".
 
-The plain way, to read and to check against: its weight gradient copies all columns to transpose them, so its times
-say little of cuBLAS. CuPy does not call cuBLAS while a CUDA graph is captured, so its steps are never captured.
+A simple implementation for reading and for comparison. Its weight gradient copies all columns to transpose them, so
+its times say little about cuBLAS. CuPy cannot call cuBLAS during a CUDA graph capture, so its steps are not captured.
 """
 
 from collections.abc import Callable, Iterator
@@ -66,17 +66,17 @@ __all__ = [
 ]
 
 NAME = "cublas"
-_COLUMNS = 1 << 24  # elements of the columns of as many images as are multiplied at once
+_COLUMNS = 1 << 24  # upper limit on the elements of the columns in one multiplication, if more than one image
 _BLOCK = 256
 
 
 def record(run: Callable[[], None]) -> Callable[[], None]:
-    """`run` itself: CuPy's `matmul` raises while a graph is captured."""
+    """Return `run` itself: CuPy's `matmul` raises during a graph capture."""
     return run
 
 
 class _Size(NamedTuple):
-    """Sizes of a convolution, and what follows from them."""
+    """Sizes of a convolution (n, c, o: images, in and out channels; k: kernel size; h, w), and derived sizes."""
 
     n: int
     c: int
@@ -95,7 +95,7 @@ class _Size(NamedTuple):
 
     @property
     def at_once(self) -> int:
-        """Images whose columns are in scratch at a time."""
+        """Number of images whose columns are in the workspace at a time."""
         return max(1, min(self.n, _COLUMNS // (self.rows * self.pixels)))
 
     @property
@@ -104,7 +104,7 @@ class _Size(NamedTuple):
 
     @property
     def geometry(self) -> tuple[int, ...]:
-        """The last arguments of im2col and col2im."""
+        """Last arguments of the kernels im2col and col2im; `before` is the padding at the top and at the left."""
         return self.c, self.h, self.w, self.k, self.before
 
 
@@ -114,13 +114,13 @@ def _size(x, w) -> _Size:
 
 
 def scratch_size(kernel: str, **size: int) -> int:
-    """Elements of scratch that `kernel` needs for the sizes given as shape letters."""
+    """Return the workspace elements that `kernel` needs; sizes are keyed by shape letter (N, C, O, H, W, K)."""
     if not kernel.startswith("conv2d"):
         return gpu.scratch_size(kernel, **size)
     one = _Size(*(size[letter] for letter in "NCOKHW"))
     least = one.at_once * (one.rows + one.o) * one.pixels  # columns, and a product or dy
     if kernel == "conv2d_backward_weights":
-        least += one.n * one.o * (one.rows + 1)  # each image's part of dw and db
+        least += one.n * one.o * (one.rows + 1)  # dw and db of each image
     return least
 
 
@@ -129,7 +129,7 @@ bind, _kernel = table.bind, table.kernel
 
 
 def _batches(size: _Size, s) -> Iterator[tuple[slice, Any, Any]]:
-    """Images of one multiplication, and the parts of scratch for their columns and for (images, O, pixels)."""
+    """Yield the images of each multiplication, and workspace views for their columns and for (images, O, pixels)."""
     for first in range(0, size.n, size.at_once):
         count = min(size.at_once, size.n - first)
         columns, rest = count * size.rows * size.pixels, count * size.o * size.pixels
@@ -149,13 +149,13 @@ def _im2col(col, x, size: _Size) -> Callable[[], None]:
 
 
 def _gathered(product, dy) -> Callable[[], None]:
-    """dy, some channels of a larger array perhaps, as one contiguous array: what cuBLAS can read."""
+    """Prepare the copy of dy, perhaps a channel slice of a larger array, into a contiguous array for cuBLAS."""
     return gpu.bind("concat_backward", product.reshape(dy.shape), dy, 0, False)
 
 
 @_kernel
 def conv2d_forward(y, x, w, b, s):
-    """y = x correlated with w (zero padded, stride 1) + b."""
+    """Compute y = x correlated with w (zero padding, stride 1) + b."""
     size, launches = _size(x, w), []
     for part, col, product in _batches(size, s):
         multiply = partial(gpu.cupy.matmul, w.reshape(size.o, size.rows), col, out=product)
@@ -167,13 +167,13 @@ def conv2d_forward(y, x, w, b, s):
 
 @_kernel
 def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
-    """y = tanh(x correlated with w + b); pooled = maxima of 2 x 2 tiles of y, up = y doubled, unless they are empty."""
+    """Compute y = tanh(x correlated with w + b); pooled = 2 x 2 max pooling of y, up = 2 x upsampling, if not empty."""
     return [*table.builders["conv2d_forward"](y, x, w, b, s), *table.builders["interlink_forward"](y, pooled, up, y)]
 
 
 @_kernel
 def conv2d_backward_data(dx, dy, w, s, add):
-    """dx: the columns' gradient is w^T dy; every input pixel gathers it from the windows it was in."""
+    """Compute dx: the gradient of the columns is w^T dy; each input pixel sums it over its columns (col2im)."""
     size, launches = _size(dx, w), []
     for part, dcol, gradient in _batches(size, s):
         multiply = partial(gpu.cupy.matmul, w.reshape(size.o, size.rows).T, gradient, out=dcol)
@@ -187,7 +187,7 @@ def conv2d_backward_data(dx, dy, w, s, add):
 
 @_kernel
 def conv2d_backward_weights(dw, db, dy, x, s):
-    """dw = sum over images of dy col^T; db = dy summed over images and pixels."""
+    """Compute dw = sum over images of dy col^T; db = dy summed over images and pixels."""
     size, launches = _size(x, dw), []
     w_parts = s[: size.n * dw.size].reshape(size.n, size.o, size.rows)
     b_parts = s[w_parts.size : w_parts.size + size.n * size.o].reshape(size.n, size.o)

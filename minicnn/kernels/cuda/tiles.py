@@ -1,8 +1,8 @@
-"""Which instance of a CUDA kernel, on which grid: for every size of a convolution the tile that should be fastest.
+"""Choice of kernel instance, tile and grid for each convolution size, by a cost model.
 
-Knows nothing of a device and needs none: the choice is made for a middling card (`_MULTIPROCESSORS`), so that it, the
-sums' order and the last bit of every result are the same on every card. Costs are instructions that the busiest
-scheduler issues, as far as they can be told from the source.
+No device is queried or needed. The choice is made for one medium-sized GPU (`_MULTIPROCESSORS`), so the choice, the
+order of summation and every bit of the results are the same on every GPU. The cost is the number of instructions that
+the busiest scheduler issues, estimated from the source.
 """
 
 import math
@@ -15,35 +15,35 @@ from typing import NamedTuple
 
 _FOLDER = Path(__file__).parent
 
-#: How sources are compiled. Division, roots and functions are exact as in C, NaN and infinities keep their meaning;
-#: but CuPy adds -ftz=true to every compilation, so that subnormal float32 numbers (below 1.2e-38) become 0.
+#: Compiler options. Division, roots and functions are as exact as in C, and NaN and infinities are handled; but CuPy
+#: adds -ftz=true to every compilation, so subnormal float32 numbers (below 1.2e-38) become 0.
 OPTIONS = ("--std=c++17",)
 
 WARP = 32
-SHARED = 48 * 1024  # bytes that every card gives a block
+SHARED = 48 * 1024  # bytes of shared memory per block that every GPU supports
 _MULTIPROCESSORS, _SCHEDULERS = 108, 4
-_RESIDENT = 96 * 1024  # bytes of shared memory that the blocks on one multiprocessor have together
+_RESIDENT = 96 * 1024  # bytes of shared memory per multiprocessor, for all of its blocks
 _ITEMSIZE = {"float32": 4, "float64": 8}
 _C_TYPE = {"float32": "float", "float64": "double"}
 _WIDEST = 40  # pixels across a tile
 _UNROLL = 4  # channels that conv_weights.cu stages at once
-_USEFUL = 0.7  # share of needed multiply-adds below which a tile is taken only for want of a better one
-_SMALL = 40  # sums of a thread up to which conv.cu has room for more threads
+_USEFUL = 0.7  # share of useful multiply-adds; a tile below it is chosen only if there is no better one
+_SMALL = 40  # accumulators per thread up to which conv.cu has registers for more threads
 
 
 def read_source(name: str) -> str:
-    """The text of one file."""
+    """Return the text of the file `name` in this folder."""
     return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 @cache
 def source(file: str) -> str:
-    """The text of a kernel file as it is compiled, with what all of them share in front."""
+    """Return the text of a kernel file as it is compiled: common.cuh, then the file."""
     return "".join(f'#line 1 "{name}"\n{read_source(name)}' for name in ("common.cuh", file))
 
 
 def compiled_with(file: str, expression: str) -> tuple[str, ...]:
-    """The instances that are compiled together with one: all small kernels of a file, a convolution's by itself."""
+    """Return the instances compiled together with `expression`: all small kernels of a file, or one convolution."""
     parameters = expression.partition("<")[2]
     small = r"template <typename T>\n__global__ void(?: __launch_bounds__\(\w+\))?\s+(\w+)\("
     kernels = re.findall(small, read_source(file))
@@ -51,24 +51,24 @@ def compiled_with(file: str, expression: str) -> tuple[str, ...]:
 
 
 class Loop(NamedTuple):
-    """A loop of a kernel: how often its body runs (an average), and the loops inside, in the source's order."""
+    """Loop of a kernel: mean number of iterations, and the loops inside it, in the order of the source."""
 
     trips: float
     inner: tuple["Loop", ...] = ()
 
 
 class Tile(NamedTuple):
-    """One launch.
+    """Configuration of one launch.
 
     Attributes
     ----------
-    file, expression : source and template instance
+    file, expression : source file and template instance
     grid : blocks along x, y, z
-    block : threads
+    block : threads of a block
     shared : bytes of dynamic shared memory
-    geometry : the kernel's arguments behind the sizes, in its order
+    geometry : the kernel's arguments after the sizes, in order
     loops : the main loop
-    useful : estimated share of multiply-adds that are needed in what all lanes issue in the main loop
+    useful : estimated share of useful multiply-adds in all that the lanes issue in the main loop
     cost : estimated instructions; see `_cost`
     """
 
@@ -92,28 +92,28 @@ def _whole_vectors(count: int, itemsize: int) -> int:
 
 
 def _loads(pixels: int, window: int, itemsize: int) -> int:
-    """Loads of a segment of pixels and what the window needs beside it: vectors, where segments begin at such."""
+    """Return the loads for a segment of pixels and its kernel-size margin: vector loads if segments are aligned."""
     count = pixels + window - 1
     return _ceil(count * itemsize, 16) if pixels * itemsize % 16 == 0 else count
 
 
 def chunk_of(window: int) -> int:
-    """Channels of one pass of conv.cu's main loop."""
+    """Return the number of channels in one pass of conv.cu's main loop."""
     return 2 if window > 5 else 4
 
 
 def filters_of_thread(filters: int, most: int = 10) -> int:
-    """Filters that one thread computes: many, since they share loads, but few beyond the last that there is."""
+    """Return the output channels per thread: many, because they share loads, but few beyond the last channel."""
     if filters % 8 == 0 and most >= 8:
         return 8
     return min(range(min(filters, most), 0, -1), key=lambda ro: _ceil(filters, ro) * (ro + 2))
 
 
 def _cost(blocks: int, threads: int, shared: int, instructions: float) -> float:
-    """Of a launch: what counts on a large card and on a small one, in equal parts.
+    """Return the cost of a launch: the geometric mean of its costs on a large and on a small GPU.
 
-    On a large card it is what the busiest scheduler issues, more where few warps hide little latency; on a small one,
-    all that is issued.
+    On a large GPU it is the number of instructions that the busiest scheduler issues, more if few warps hide little
+    latency; on a small GPU, the number of all instructions issued.
     """
     warps = _ceil(threads, WARP)
     load = max(blocks / _MULTIPROCESSORS, 1)
@@ -124,7 +124,7 @@ def _cost(blocks: int, threads: int, shared: int, instructions: float) -> float:
 
 
 def _best(tiles: Iterable[Tile], window: int, dtype: str) -> Tile:
-    """The cheapest tile among those that waste little, or else among all."""
+    """Return the cheapest tile with `useful` of at least `_USEFUL`, or the most useful tile if none reaches that."""
     known = list(tiles)
     if not known:
         raise ValueError(f"a window of {window} x {window} in {dtype} does not fit the GPU's shared memory")
@@ -133,7 +133,7 @@ def _best(tiles: Iterable[Tile], window: int, dtype: str) -> Tile:
 
 
 def _rounds(count: int, threads: int) -> float:
-    """How often a warp, on average, goes through a loop in which a block's threads take turns."""
+    """Return a warp's mean number of iterations in a loop over `count` items, strided by the threads of the block."""
     rounds, rest = divmod(count, threads)
     return rounds + _ceil(rest, WARP) / (threads // WARP)
 
@@ -153,20 +153,24 @@ def correlation_tile(
     backward: bool = False,
     pooled: bool = False,
 ) -> Tile:
-    """The launch for a convolution, or (`backward`) for the gradient of its input.
+    """Return the launch for a convolution, or (`backward`) for the gradient of its input.
 
     Parameters
     ----------
+    images, height, width : int
+        Sizes N, H and W of the input.
     channels, filters : int
-        C and O of the layer.
+        Input and output channels, C and O of the layer.
+    window : int
+        Kernel size, pixels.
     dtype : "float32" or "float64"
     pooled : bool
-        Whether the kernel also writes the maxima of 2 x 2 tiles.
+        Also write the maxima of 2 x 2 tiles.
 
     Raises
     ------
     ValueError
-        If no tile fits the shared memory: the window is too large.
+        If the kernel size is too large: no tile fits the shared memory.
     """
     if backward:
         channels, filters = filters, channels
@@ -175,13 +179,13 @@ def correlation_tile(
 
 
 def correlation_tiles(sizes: tuple[int, ...], dtype: str, backward: bool, pooled: bool) -> Iterator[Tile]:
-    """All launches that would do; sizes are images, channels summed over, channels written, height, width, window."""
+    """Yield all valid launches; sizes: images, input channels, output channels, height, width, kernel size."""
     images, _, filters, height, width, _ = sizes
     most = filters_of_thread(filters)
     for ro, rp in product((4, 8) if most == 8 else (most,), _pixels_of_thread(width, dtype, pooled)):
         in_row = _ceil(width, rp)
         segments = _ceil(in_row, _ceil(in_row * rp, _WIDEST))
-        for rows in (2, 4, 6, 8, 10, 12, 16, 20, 24, 32):  # even, so that pairs of them have one maximum
+        for rows in (2, 4, 6, 8, 10, 12, 16, 20, 24, 32):  # even, for the fused 2 x 2 max pooling
             if rows > height + height % 2:
                 break
             whole_plane = rows >= height and segments == in_row
@@ -194,12 +198,12 @@ def correlation_tiles(sizes: tuple[int, ...], dtype: str, backward: bool, pooled
 
 
 def threads_of_correlation(ro: int, rp: int) -> int:
-    """Most threads of a block, as conv.cu bounds them: many sums leave registers for fewer threads."""
+    """Return conv.cu's limit on the threads of a block: many accumulators leave registers for fewer threads."""
     return 256 if ro * rp <= _SMALL else 128
 
 
 def _pixels_of_thread(width: int, dtype: str, pooled: bool) -> tuple[int, ...]:
-    """Lengths of a thread's segment worth trying; the maxima of pairs need an even one."""
+    """Return the candidate segment lengths of a thread, in pixels; fused 2 x 2 pooling needs an even length."""
     if dtype == "float64":
         return (4,)
     if width % 5 == 0 and width % 4 and not pooled:
@@ -216,8 +220,8 @@ def _correlation(sizes, dtype: str, backward: bool, ro: int, rp: int, shape) -> 
     block = _ceil(segments * rows * tile_images * groups, WARP) * WARP
     taps = _ceil(chunk * k * k, WARP) * WARP
     staged = itemsize * (chunk * tile_images * area + (taps // k + 1) * groups * k * padded)
-    staged += 8 * (tile_images * area + taps)  # the tables
-    shared = max(staged, itemsize * rp * block)  # in the end one filter's sums
+    staged += 8 * (tile_images * area + taps)  # the offset tables
+    shared = max(staged, itemsize * rp * block)  # reused at the end for the sums of one output channel
     if shared > SHARED:
         return
     tiles = _ceil(width, segments * rp) * _ceil(height, rows) * _ceil(images, tile_images)
@@ -249,31 +253,31 @@ def _correlation(sizes, dtype: str, backward: bool, ro: int, rp: int, shape) -> 
 def weight_gradient_tile(
     images: int, channels: int, filters: int, height: int, width: int, window: int, dtype: str
 ) -> Tile:
-    """The launch for the parts of a convolution's weight gradient; see `correlation_tile`.
+    """Return the launch for the partial weight gradients of a convolution; see `correlation_tile`.
 
-    Its `grid` along x counts the parts of the biases; the weights have `parts_of_weights`.
+    The x axis of `grid` is the number of partial bias gradients; `parts_of_weights` is that of the weights.
     """
     sizes = images, channels, filters, height, width, window
     return _best(weight_gradient_tiles(sizes, dtype), window, dtype)
 
 
 def threads_of_weight_gradient(ro: int, window: int) -> int:
-    """Most threads of a block, as conv_weights.cu bounds them: many sums leave registers for fewer threads."""
+    """Return conv_weights.cu's limit on the threads of a block: many accumulators leave registers for fewer threads."""
     return 256 if ro * window <= 48 else 192
 
 
 def parts_of_weights(tile: Tile) -> int:
-    """Parts that a weight gradient's launch leaves in scratch."""
+    """Return the number of partial weight gradients that a launch leaves in the workspace."""
     return tile.grid[0] * tile.geometry[1]
 
 
 def weight_gradient_tiles(sizes: tuple[int, ...], dtype: str) -> Iterator[Tile]:
-    """All launches that would do; sizes are images, channels, filters, height, width, window."""
+    """Yield all valid launches; sizes: images, input channels, output channels, height, width, kernel size."""
     _, channels, filters, height, width, k = sizes
     rs = 5 if width % 5 == 0 and width % 4 else 4
     in_row = _ceil(width, rs)
     columns = _ceil(in_row, _ceil(in_row * rs, _WIDEST)) * rs
-    if dtype == "float64":  # registers are of 32 bits
+    if dtype == "float64":  # each value takes two 32-bit registers
         choices = {filters_of_thread(filters, max(1, 48 // k))}
     else:
         more = _ceil(filters, _ceil(filters, 16))
@@ -284,7 +288,7 @@ def weight_gradient_tiles(sizes: tuple[int, ...], dtype: str) -> Iterator[Tile]:
         most = threads_of_weight_gradient(ro, k)
         for chunk in range(1, min(channels, max(1, most // k)) + 1):
             if chunk < channels and _ceil(channels, chunk) == _ceil(channels, chunk + 1) and chunk % 4:
-                continue  # as many passes as with more channels
+                continue  # needs as many passes as chunk + 1
             for parts in (1, 2, 4, 8):
                 if parts <= rows and chunk * k * parts <= most:
                     yield from _weight_gradient(sizes, dtype, ro, rs, (chunk, parts, rows, columns))
@@ -298,7 +302,7 @@ def _weight_gradient(sizes, dtype: str, ro: int, rs: int, shape) -> Iterator[Til
     area, pixels = (rows + k - 1) * _whole_vectors(columns + k - 1, itemsize), rows * columns
     block = _ceil(chunk * k * parts, WARP) * WARP
     staged = itemsize * (_ceil(chunk, _UNROLL) * _UNROLL * area + pixels * padded) + 4 * (area + pixels)
-    shared = max(staged, itemsize * ro * block // WARP)  # in the end each warp's sums for the biases
+    shared = max(staged, itemsize * ro * block // WARP)  # reused at the end for each warp's bias sums
     if shared > SHARED:
         return
     tiles = images * _ceil(height, rows) * _ceil(width, columns)
@@ -318,7 +322,7 @@ def _weight_gradient(sizes, dtype: str, ro: int, rs: int, shape) -> Iterator[Til
     issued = loops.trips * (rows / parts * (columns / rs * a_step + 14) + staging + 100)
     warps = grid[0] * across * block // WARP
     useful = images * height * width * filters * channels * k * k / (WARP * warps * issued)
-    summing = parts * ro * k * 8  # this block's share of what `sum_parts` does
+    summing = parts * ro * k * 8  # this block's share of the work of `sum_parts`
     cost = _cost(grid[0] * across, block, shared, issued + 4 * ro * k + summing + 200)
     name = f"weight_gradient<{_C_TYPE[dtype]}, {k}, {ro}, {rs}>"
     yield Tile("conv_weights.cu", name, grid, block, shared, (*shape, each), loops, useful, cost)
