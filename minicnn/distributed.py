@@ -20,6 +20,9 @@ from minicnn.sgd import SGD
 #: Environment variables that hold the rank of a process: Hydra and Intel MPI, Open MPI, PMIx.
 _RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"
 
+#: Seconds that a launcher gets to pass on what a process wrote. A launcher that reads the abort first drops the text.
+_FORWARDING = 1.0
+
 
 class DistributedError(RuntimeError):
     """Distributed training is not possible; the message names what is missing."""
@@ -140,6 +143,7 @@ def end_all(code: int, last_words: Callable[[], None], precedence: float) -> Non
         time.sleep(precedence)
     last_words()
     if world is not None:
+        time.sleep(_FORWARDING)
         world.Abort(code)
 
 
