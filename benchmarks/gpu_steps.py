@@ -174,26 +174,44 @@ class Measured(NamedTuple):
 
 def measure_own(case: StepCase, rounds: int = ROUNDS, left: Callable[[], float] = lambda: math.inf) -> Measured:
     """Time all our variants alternately."""
-    try:
-        return Measured(measure_in_turn(list(own_variants(case)), rounds, left=left), {})
-    except BackendError as error:
-        return Measured({}, {"ours": str(error)})
+    return _measure(case, ("captured", "eager", "resident"), None, (), rounds, left)
 
 
 def measure_beside_torch(
     torch: ModuleType,
     case: StepCase,
-    ways: Sequence[TorchWay],
+    compiled: bool,
     rounds: int = ROUNDS,
     left: Callable[[], float] = lambda: math.inf,
 ) -> Measured:
-    """Time ours and PyTorch's variants alternately; report those that fail or for which no time is left."""
+    """Time ours and PyTorch's variants alternately; report those that fail or for which no time is left.
+
+    With `compiled`, a second turn follows: ours beside ``torch.compile`` for the layout that was faster without it.
+    """
+    found = _measure(case, ("captured", "resident"), torch, TORCH_WAYS, rounds, left)
+    ways = compiled_ways(found.spreads) if compiled and left() > 0 else []
+    if not ways:
+        return found
+    more = _measure(case, ("captured", "resident"), torch, ways, rounds, left)
+    return Measured(more.spreads | found.spreads, found.lacking | more.lacking)
+
+
+def _measure(
+    case: StepCase,
+    own: Sequence[str],
+    torch: Any,
+    ways: Sequence[TorchWay],
+    rounds: int,
+    left: Callable[[], float],
+) -> Measured:
+    """Time our variants `own` and PyTorch's `ways` alternately."""
+    variants: list[Variant] = []
     lacking: dict[str, str] = {}
     try:
-        variants = list(own_variants(case, ("captured", "resident")))
+        variants += own_variants(case, own)
     except BackendError as error:
         variants, lacking = [], {"ours": str(error)}
-    values = first_values(case)
+    values = first_values(case) if ways else {}
     for way in ways:
         if left() <= 0:
             lacking[str(way)] = "no time was left"
@@ -203,6 +221,13 @@ def measure_beside_torch(
         except Exception as error:  # out of memory, no compiler, or a refused capture
             lacking[str(way)] = one_line(error)
     return Measured(measure_in_turn(variants, rounds, left=left), lacking)
+
+
+def share_of_peak(case: StepCase, spreads: dict[str, Spread], peak: DevicePeak) -> float | None:
+    """Return the share of the device's peak that our captured step reaches; None if it was not measured."""
+    if "captured" not in spreads:
+        return None
+    return step_flops(case.graph(), case.batch) / spreads["captured"].median * 1e-6 / peak.gflops(1)
 
 
 def better_layout(spreads: dict[str, Spread]) -> str:
@@ -234,11 +259,8 @@ def gpu_row(case: StepCase, peak: DevicePeak, torch: ModuleType | None, compiled
     """
     spreads, lacking = measure_own(case, rounds)
     if torch and spreads:
-        beside = measure_beside_torch(torch, case, TORCH_WAYS, rounds)
+        beside = measure_beside_torch(torch, case, compiled, rounds)
         spreads, lacking = spreads | beside.spreads, lacking | beside.lacking  # ours: from the rounds with PyTorch
-        if compiled:
-            more = measure_beside_torch(torch, case, compiled_ways(spreads), rounds)
-            spreads, lacking = more.spreads | spreads, lacking | more.lacking
     ms = spreads["captured"].median if "captured" in spreads else None
     default, channels_last = (fastest(spreads, layout) for layout in LAYOUTS)
     return {
@@ -247,7 +269,7 @@ def gpu_row(case: StepCase, peak: DevicePeak, torch: ModuleType | None, compiled
         "batch": case.batch,
         "threads": None,
         "ms": ms,
-        "share_of_peak": ms and step_flops(case.graph(), case.batch) / ms * 1e-6 / peak.gflops(1),
+        "share_of_peak": share_of_peak(case, spreads, peak),
         "torch_default_ms": default,
         "torch_channels_last_ms": channels_last,
         "ratio_default": ms and default and default / ms,

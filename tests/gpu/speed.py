@@ -13,19 +13,18 @@ import numpy as np
 from checks import extent
 from contenders import DevicePeak, cuda_torch, event_clock
 from gpu_steps import (
-    TORCH_WAYS,
     Measured,
     TorchWay,
     Variant,
-    compiled_ways,
     first_values,
     measure_beside_torch,
     measure_own,
     one_line,
     own_variants,
+    share_of_peak,
     torch_variant,
 )
-from measure import find_torch, step_flops
+from measure import find_torch
 from part import Part
 from step_cases import StepCase
 
@@ -44,10 +43,9 @@ def cases() -> list[StepCase]:
 
 def _row(case: StepCase, measured: Measured, peak: DevicePeak) -> dict:
     """One case as it goes into the report."""
-    ms = measured.spreads["captured"].median if "captured" in measured.spreads else None
     return {
         **case._asdict(),
-        "share_of_peak": ms and step_flops(case.graph(), case.batch) / ms * 1e-6 / peak.gflops(1),
+        "share_of_peak": share_of_peak(case, measured.spreads, peak),
         "variants": {name: spread._asdict() for name, spread in measured.spreads.items()},
         "lacking": measured.lacking,
     }
@@ -72,9 +70,7 @@ def one_step(part: Part) -> None:
     """The most important step beside PyTorch's graphs, and PyTorch eager."""
     torch = cuda_torch(find_torch())
     if torch:
-        _steps(
-            part, lambda case: measure_beside_torch(torch, case, TORCH_WAYS, extent().rounds, part.left), cases()[:1]
-        )
+        _steps(part, lambda case: measure_beside_torch(torch, case, False, extent().rounds, part.left), cases()[:1])
     else:
         part.lack(f"PyTorch's step: {NO_TORCH}")
         _steps(part, lambda case: measure_own(case, extent().rounds, part.left), cases()[:1])
@@ -89,11 +85,7 @@ def torch_steps(part: Part) -> None:
     compiled = cases()[:COMPILED]
 
     def measure(case: StepCase) -> Measured:
-        found = measure_beside_torch(torch, case, TORCH_WAYS, extent().rounds, part.left)
-        if case not in compiled or part.left() <= 0:
-            return found
-        more = measure_beside_torch(torch, case, compiled_ways(found.spreads), extent().rounds, part.left)
-        return Measured(more.spreads | found.spreads, found.lacking | more.lacking)
+        return measure_beside_torch(torch, case, case in compiled, extent().rounds, part.left)
 
     _steps(part, measure, cases())
 
