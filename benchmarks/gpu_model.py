@@ -18,7 +18,8 @@ from machine_code import Binary, Instruction, MachineLoop, Resources, ToolMissin
 from measure import convolution_flops
 
 from minicnn.graph import Graph
-from minicnn.kernels.cuda.tiles import OPTIONS, WARP, Loop, Tile, correlation_tile, source, weight_gradient_tile
+from minicnn.kernels.cuda.sources import OPTIONS, source
+from minicnn.kernels.cuda.tiles import WARP, Loop, Tile, correlation_tile, weight_gradient_tile
 from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 from minicnn.schedule import Schedule

@@ -16,7 +16,7 @@ from step_cases import StepCase
 
 from minicnn import Plan
 from minicnn.kernels import get_backend
-from minicnn.kernels.cuda.tiles import compiled_with
+from minicnn.kernels.cuda.sources import compiled_with
 
 CURVES = 1e-3  # by which training curves may differ
 GRADIENTS = 1e-4  # most relative norm of a float32 gradient's error

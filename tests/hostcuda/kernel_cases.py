@@ -15,7 +15,7 @@ import pytest
 from examples import Caller, draw_arrays
 
 from minicnn.kernels import get_backend
-from minicnn.kernels.cuda import tiles
+from minicnn.kernels.cuda import sources, tiles
 from minicnn.kernels.signatures import SIGNATURES
 
 _BETWEEN = 1  # channels of a larger array before an array, and twice as many behind it
@@ -289,10 +289,10 @@ def cases_of(file: str) -> list[Case]:
 def run_cases(file: str, text: str) -> None:
     """Run a source file's cases with another text in its place; raises at the first that fails."""
     gpu = get_backend("cupy")
-    real = tiles.read_source
+    real = sources.read_source
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiles, "read_source", lambda name: text if name == file else real(name))
-        for cached in (tiles.source, gpu.module_of):
+        patch.setattr(sources, "read_source", lambda name: text if name == file else real(name))
+        for cached in (sources.source, gpu.module_of):
             cached.cache_clear()
         for case in cases_of(file):
             run_case(case)

@@ -4,7 +4,7 @@ import pytest
 import standin
 from kernel_cases import CASES, run_case, run_cases
 
-from minicnn.kernels.cuda import tiles
+from minicnn.kernels.cuda.sources import read_source
 from minicnn.kernels.signatures import SIGNATURES
 
 
@@ -18,7 +18,7 @@ def test_kernel(case):
 def test_a_kernel_that_writes_beside_its_array_is_noticed_without_the_checker(monkeypatch):
     """As on a GPU: all numbers of the array itself are right."""
     right = "FOR_PIXELS(pixel, area) target[pixel] = hyperbolic_tangent(source[pixel]);"
-    text = tiles.read_source("pool.cu")
+    text = read_source("pool.cu")
     assert right in text
     monkeypatch.setattr(standin, "CHECKED", False)
     monkeypatch.setattr("kernel_cases.cases_of", lambda file: [case for case in CASES if case.kernel == "tanh_forward"])

@@ -25,7 +25,8 @@ from gpu_model import (
 )
 from machine_code import Instruction, MachineLoop, Resources, compiler, disassemble, disassembler, find_loops
 
-from minicnn.kernels.cuda.tiles import OPTIONS, WARP, Loop, Tile
+from minicnn.kernels.cuda.sources import OPTIONS
+from minicnn.kernels.cuda.tiles import WARP, Loop, Tile
 
 BATCH = 10
 CONVOLUTIONS = distinct_convolutions()

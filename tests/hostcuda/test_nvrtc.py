@@ -20,7 +20,8 @@ from conv_bench import distinct_convolutions
 from gpu_model import tile_of
 from machine_code import CompileError, Compiler, Resources, ToolMissing, compiler, cupy_options
 
-from minicnn.kernels.cuda.tiles import OPTIONS, SHARED, Tile, source
+from minicnn.kernels.cuda.sources import OPTIONS, source
+from minicnn.kernels.cuda.tiles import SHARED, Tile
 
 ARCHITECTURES = {12: (70, 75, 80, 90, 100, 120), 13: (75, 80, 90, 100, 120)}
 TARGETS = [(major, architecture) for major, all_of_it in ARCHITECTURES.items() for architecture in all_of_it]

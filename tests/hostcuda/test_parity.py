@@ -21,7 +21,7 @@ import wheels  # noqa: F401 - makes the benchmarks' modules importable
 from machine_code import cupy_options
 from standin_device import TEXTS
 
-from minicnn.kernels.cuda.tiles import OPTIONS
+from minicnn.kernels.cuda.sources import OPTIONS
 
 
 @pytest.fixture

@@ -21,16 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from minicnn.kernels import BackendError
-from minicnn.kernels.cuda.tiles import (
-    OPTIONS,
-    WARP,
-    Tile,
-    compiled_with,
-    correlation_tile,
-    parts_of_weights,
-    source,
-    weight_gradient_tile,
-)
+from minicnn.kernels.cuda.sources import OPTIONS, compiled_with, source
+from minicnn.kernels.cuda.tiles import WARP, Tile, correlation_tile, parts_of_weights, weight_gradient_tile
 from minicnn.kernels.signatures import SIGNATURES
 from minicnn.kernels.validation import Check
 

@@ -15,11 +15,11 @@ enum { ADD = 1, TANH = 2, POOL = 4, DOUBLE = 8 };
 
 // Channels of one pass of the main loop.
 template <int K>
-constexpr int CHUNK = K > 5 ? 2 : 4;
+constexpr int CHUNK = K <= SMALL_WINDOW ? CHUNK_OF_SMALL_WINDOW : CHUNK_OF_LARGE_WINDOW;
 
 // Small tiles hide little latency: more threads of them, and no loop over the window's rows.
 template <int RO, int RP>
-constexpr bool SMALL = RO* RP <= 40;
+constexpr bool SMALL = RO* RP <= SMALL_TILE;
 
 // A tap of a pass's windows, one channel after the other: where a filter has it, and where it is staged.
 struct Tap {
@@ -204,7 +204,8 @@ __device__ __forceinline__ void store_peaks(T* to, const T (&values)[RP], const 
 }
 
 template <typename T, int K, int RO, int RP, bool BACKWARD>
-__global__ void __launch_bounds__(SMALL<RO, RP> ? 256 : 128, sizeof(T) == 8 ? 1 : SMALL<RO, RP> ? 2 : 3)
+__global__ void __launch_bounds__(SMALL<RO, RP> ? THREADS_OF_SMALL_TILE : THREADS_OF_LARGE_TILE,
+                                  sizeof(T) == 8 ? 1 : SMALL<RO, RP> ? 2 : 3)
     correlate(T* __restrict__ y, T* __restrict__ pooled, T* __restrict__ up, const T* __restrict__ x,
               const T* __restrict__ w, const T* __restrict__ b, Index y_step, Index pooled_step, Index up_step,
               Index x_step, int images, int filters, int channels, int height, int width, int tile_images,

@@ -6,18 +6,12 @@ the busiest scheduler issues, estimated from the source.
 """
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
-_FOLDER = Path(__file__).parent
-
-#: Compiler options. Division, roots and functions are as exact as in C, and NaN and infinities are handled; but CuPy
-#: adds -ftz=true to every compilation, so subnormal float32 numbers (below 1.2e-38) become 0.
-OPTIONS = ("--std=c++17",)
+from minicnn.kernels.cuda.sources import POLICY
 
 WARP = 32
 SHARED = 48 * 1024  # bytes of shared memory per block that every GPU supports
@@ -26,28 +20,7 @@ _RESIDENT = 96 * 1024  # bytes of shared memory per multiprocessor, for all of i
 _ITEMSIZE = {"float32": 4, "float64": 8}
 _C_TYPE = {"float32": "float", "float64": "double"}
 _WIDEST = 40  # pixels across a tile
-_UNROLL = 4  # channels that conv_weights.cu stages at once
 _USEFUL = 0.7  # share of useful multiply-adds; a tile below it is chosen only if there is no better one
-_SMALL = 40  # accumulators per thread up to which conv.cu has registers for more threads
-
-
-def read_source(name: str) -> str:
-    """Return the text of the file `name` in this folder."""
-    return (_FOLDER / name).read_text(encoding="utf-8")
-
-
-@cache
-def source(file: str) -> str:
-    """Return the text of a kernel file as it is compiled: common.cuh, then the file."""
-    return "".join(f'#line 1 "{name}"\n{read_source(name)}' for name in ("common.cuh", file))
-
-
-def compiled_with(file: str, expression: str) -> tuple[str, ...]:
-    """Return the instances compiled together with `expression`: all small kernels of a file, or one convolution."""
-    parameters = expression.partition("<")[2]
-    small = r"template <typename T>\n__global__ void(?: __launch_bounds__\(\w+\))?\s+(\w+)\("
-    kernels = re.findall(small, read_source(file))
-    return tuple(f"{kernel}<{parameters}" for kernel in kernels) if "," not in parameters else (expression,)
 
 
 class Loop(NamedTuple):
@@ -99,7 +72,7 @@ def _loads(pixels: int, window: int, itemsize: int) -> int:
 
 def chunk_of(window: int) -> int:
     """Return the number of channels in one pass of conv.cu's main loop."""
-    return 2 if window > 5 else 4
+    return POLICY["CHUNK_OF_SMALL_WINDOW" if window <= POLICY["SMALL_WINDOW"] else "CHUNK_OF_LARGE_WINDOW"]
 
 
 def filters_of_thread(filters: int, most: int = 10) -> int:
@@ -139,6 +112,15 @@ def _rounds(count: int, threads: int) -> float:
 
 
 # ---- conv.cu
+
+# Instructions of a warp, counted in machine code: for a place of the patch and each of its channels, for a filter's
+# weights and each of a lane's taps, for a pass, for the loop over the window's rows (unrolled or not); at the end,
+# for each sum and for the rest of the block's work.
+_PLACE, _CHANNEL = 12, 5
+_FILTER, _TAP = 12, 7
+_PASS = 60
+_ROW_UNROLLED, _ROW = 2, 6
+_SUM, _BLOCK = 30, 300
 
 
 @cache
@@ -199,7 +181,7 @@ def correlation_tiles(sizes: tuple[int, ...], dtype: str, backward: bool, pooled
 
 def threads_of_correlation(ro: int, rp: int) -> int:
     """Return conv.cu's limit on the threads of a block: many accumulators leave registers for fewer threads."""
-    return 256 if ro * rp <= _SMALL else 128
+    return POLICY["THREADS_OF_SMALL_TILE" if ro * rp <= POLICY["SMALL_TILE"] else "THREADS_OF_LARGE_TILE"]
 
 
 def _pixels_of_thread(width: int, dtype: str, pooled: bool) -> tuple[int, ...]:
@@ -214,7 +196,7 @@ def _pixels_of_thread(width: int, dtype: str, pooled: bool) -> tuple[int, ...]:
 def _correlation(sizes, dtype: str, backward: bool, ro: int, rp: int, shape) -> Iterator[Tile]:
     images, channels, filters, height, width, k = sizes
     tile_images, rows, segments, groups = shape
-    itemsize, chunk = _ITEMSIZE[dtype], chunk_of(k)
+    itemsize, chunk, small = _ITEMSIZE[dtype], chunk_of(k), ro * rp <= POLICY["SMALL_TILE"]
     padded = _whole_vectors(ro, itemsize)
     area = (rows + k - 1) * _whole_vectors(segments * rp + k - 1, itemsize)
     block = _ceil(segments * rows * tile_images * groups, WARP) * WARP
@@ -232,21 +214,28 @@ def _correlation(sizes, dtype: str, backward: bool, ro: int, rp: int, shape) -> 
         (
             Loop(_rounds(tile_images * area, block)),
             Loop(min(ro * groups, filters) / (block // WARP)),
-            Loop(channels / passes, () if ro * rp <= _SMALL else (Loop(k),)),
+            Loop(channels / passes, () if small else (Loop(k),)),
         ),
     )
-    a_line = k * (ro * rp + padded * itemsize / 16) + _loads(rp, k, itemsize) + (2 if ro * rp <= _SMALL else 6)
+    a_line = k * (ro * rp + padded * itemsize / 16) + _loads(rp, k, itemsize) + (_ROW_UNROLLED if small else _ROW)
     patch, weights, _ = loops.inner
-    staging = patch.trips * (5 * chunk + 12) + weights.trips * (_ceil(chunk * k * k, WARP) * 7 + 12)
-    issued = passes * (channels / passes * k * a_line + staging + 60)
+    staging = patch.trips * (_CHANNEL * chunk + _PLACE) + weights.trips * (_ceil(chunk * k * k, WARP) * _TAP + _FILTER)
+    issued = passes * (channels / passes * k * a_line + staging + _PASS)
     warps = grid[0] * grid[1] * block // WARP
     useful = images * height * width * filters * channels * k * k / (WARP * warps * issued)
     name = f"correlate<{_C_TYPE[dtype]}, {k}, {ro}, {rp}, {'true' if backward else 'false'}>"
-    cost = _cost(grid[0] * grid[1], block, shared, issued + 30 * ro * rp + 300)
+    cost = _cost(grid[0] * grid[1], block, shared, issued + _SUM * ro * rp + _BLOCK)
     yield Tile("conv.cu", name, grid, block, shared, shape, loops, useful, cost)
 
 
 # ---- conv_weights.cu
+
+# Instructions of a warp: for a place of x and each group of channels, for a pixel of dy and each of its filters, for a
+# step along a row, for a row, for a tile; at the end, for each sum, for each that `sum_parts` adds, and for the rest.
+_PLACE_OF_X, _GROUP = 28, 37
+_PIXEL, _GRADIENT = 24, 5
+_STEP, _TILE_ROW, _TILE = 6, 14, 100
+_WEIGHT, _PART, _WEIGHTS_BLOCK = 4, 8, 200
 
 
 @cache
@@ -263,7 +252,8 @@ def weight_gradient_tile(
 
 def threads_of_weight_gradient(ro: int, window: int) -> int:
     """Return conv_weights.cu's limit on the threads of a block: many accumulators leave registers for fewer threads."""
-    return 256 if ro * window <= 48 else 192
+    small = ro * window <= POLICY["SMALL_GRADIENT"]
+    return POLICY["THREADS_OF_SMALL_GRADIENT" if small else "THREADS_OF_LARGE_GRADIENT"]
 
 
 def parts_of_weights(tile: Tile) -> int:
@@ -297,11 +287,11 @@ def weight_gradient_tiles(sizes: tuple[int, ...], dtype: str) -> Iterator[Tile]:
 def _weight_gradient(sizes, dtype: str, ro: int, rs: int, shape) -> Iterator[Tile]:
     images, channels, filters, height, width, k = sizes
     chunk, parts, rows, columns = shape
-    itemsize = _ITEMSIZE[dtype]
+    itemsize, unroll = _ITEMSIZE[dtype], POLICY["UNROLL"]
     padded = _whole_vectors(ro, itemsize)
     area, pixels = (rows + k - 1) * _whole_vectors(columns + k - 1, itemsize), rows * columns
     block = _ceil(chunk * k * parts, WARP) * WARP
-    staged = itemsize * (_ceil(chunk, _UNROLL) * _UNROLL * area + pixels * padded) + 4 * (area + pixels)
+    staged = itemsize * (_ceil(chunk, unroll) * unroll * area + pixels * padded) + 4 * (area + pixels)
     shared = max(staged, itemsize * ro * block // WARP)  # reused at the end for each warp's bias sums
     if shared > SHARED:
         return
@@ -312,17 +302,18 @@ def _weight_gradient(sizes, dtype: str, ro: int, rs: int, shape) -> Iterator[Til
     loops = Loop(
         tiles / grid[0],
         (
-            Loop(_rounds(area, block), (Loop(_ceil(min(chunk, channels), _UNROLL)),)),
+            Loop(_rounds(area, block), (Loop(_ceil(min(chunk, channels), unroll)),)),
             Loop(_rounds(pixels, block)),
             Loop(rows / parts, (Loop(columns / rs),)),
         ),
     )
-    a_step = rs * (ro * k + padded * itemsize / 16) + _loads(rs, k, itemsize) + 6
-    staging = _rounds(area, block) * (28 + _ceil(chunk, _UNROLL) * 37) + _rounds(pixels, block) * (24 + 5 * ro)
-    issued = loops.trips * (rows / parts * (columns / rs * a_step + 14) + staging + 100)
+    a_step = rs * (ro * k + padded * itemsize / 16) + _loads(rs, k, itemsize) + _STEP
+    staging = _rounds(area, block) * (_PLACE_OF_X + _ceil(chunk, unroll) * _GROUP)
+    staging += _rounds(pixels, block) * (_PIXEL + _GRADIENT * ro)
+    issued = loops.trips * (rows / parts * (columns / rs * a_step + _TILE_ROW) + staging + _TILE)
     warps = grid[0] * across * block // WARP
     useful = images * height * width * filters * channels * k * k / (WARP * warps * issued)
-    summing = parts * ro * k * 8  # this block's share of the work of `sum_parts`
-    cost = _cost(grid[0] * across, block, shared, issued + 4 * ro * k + summing + 200)
+    summing = parts * ro * k * _PART  # this block's share of the work of `sum_parts`
+    cost = _cost(grid[0] * across, block, shared, issued + _WEIGHT * ro * k + summing + _WEIGHTS_BLOCK)
     name = f"weight_gradient<{_C_TYPE[dtype]}, {k}, {ro}, {rs}>"
     yield Tile("conv_weights.cu", name, grid, block, shared, (*shape, each), loops, useful, cost)
