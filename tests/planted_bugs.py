@@ -522,6 +522,12 @@ BUGS = [
 ]
 
 
+def named(test: str, tree: Path) -> list[str]:
+    """A test as pytest names it. An entry names the file alone: no two test files have one name."""
+    file, _, function = test.partition("::")
+    return [f"{path.relative_to(tree)}::{function}" for path in (tree / "tests").rglob(Path(file).name)]
+
+
 def check(bug: Bug, tree: Path) -> str:
     """Plant one bug in the copied tree, run its test, undo it; "" if the test caught it, else what happened."""
     path = tree / bug.file
@@ -530,7 +536,7 @@ def check(bug: Bug, tree: Path) -> str:
         return f"stale: its text stands {source.count(bug.right)} times in {bug.file}"
     path.write_text(source.replace(bug.right, bug.wrong))
     try:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{bug.test}"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *named(bug.test, tree)]
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=600)
     finally:

@@ -33,7 +33,7 @@ from icnn.synthetic.faces import synthetic_faces
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REQUESTS = int(os.environ.get("ICNN_REQUESTS", "60"))  # of the load test
 
 
