@@ -30,6 +30,8 @@ from icnn.parse.parser import FaceParser
 from icnn.serve.app import make_app
 from icnn.synthetic.faces import synthetic_faces
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
 

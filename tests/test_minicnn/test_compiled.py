@@ -18,6 +18,8 @@ from minicnn.kernels import get_backend
 from minicnn.kernels.cpu.layout import HaloMemory, halo_of, planes
 from minicnn.kernels.signatures import SIGNATURES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = int(os.environ.get("ICNN_STEPS", "1000"))  # of the test of memory
 KERNELS, REFERENCE = get_backend("numba"), get_backend("numpy")
