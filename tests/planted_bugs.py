@@ -9,6 +9,7 @@ source.
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -522,15 +523,36 @@ BUGS = [
 ]
 
 
+def found(bug: Bug, source: str) -> list[tuple[int, int]]:
+    """Where the right text begins and ends; spaces, line breaks and comments between its words do not matter."""
+    comment = r"(?<=\s)# [^\n]*" if bug.file.endswith(".py") else r"// [^\n]*"
+    words = re.findall(r"\w+|[^\w\s]", re.sub(comment, "", bug.right))
+    between = rf"(?:\s|{comment})*"
+    return [match.span() for match in re.finditer(between.join(map(re.escape, words)), source)]
+
+
+def planted(bug: Bug, source: str) -> str:
+    """The source with the wrong text in the place of the right one, which stands there once."""
+    ((start, end),) = found(bug, source)
+    return source[:start] + bug.wrong.strip() + source[end:]
+
+
+def named(test: str, tree: Path) -> list[str]:
+    """A test as pytest names it. An entry names the file alone: no two test files have one name."""
+    file, _, function = test.partition("::")
+    return [f"{path.relative_to(tree)}::{function}" for path in (tree / "tests").rglob(Path(file).name)]
+
+
 def check(bug: Bug, tree: Path) -> str:
     """Plant one bug in the copied tree, run its test, undo it; "" if the test caught it, else what happened."""
     path = tree / bug.file
     source = path.read_text()
-    if source.count(bug.right) != 1:
-        return f"stale: its text stands {source.count(bug.right)} times in {bug.file}"
-    path.write_text(source.replace(bug.right, bug.wrong))
+    places = found(bug, source)
+    if len(places) != 1:
+        return f"stale: its text stands {len(places)} times in {bug.file}"
+    path.write_text(planted(bug, source))
     try:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/{bug.test}"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *named(bug.test, tree)]
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=600)
     finally:

@@ -18,6 +18,8 @@ from icnn.stages import NETWORKS
 from icnn.synthetic.faces import synthetic_faces
 from minicnn import Plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

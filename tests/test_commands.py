@@ -23,6 +23,8 @@ from icnn.evaluate.metrics import MEASURES
 from icnn.stages import NETWORKS
 from minicnn.checkpoint import load_tensors
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 #: A training of seconds.

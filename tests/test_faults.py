@@ -19,6 +19,8 @@ from icnn.train.batches import Batches
 from icnn.train.run_folder import Run
 from minicnn.checkpoint import load_tensors
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 resource = pytest.importorskip("resource")
 

@@ -36,6 +36,8 @@ from icnn.train.run_folder import Progress, Run
 from minicnn import Plan
 from minicnn.checkpoint import CheckpointError, load_tensors, save_tensors
 
+pytestmark = pytest.mark.slow
+
 INPUTS = int(os.environ.get("ICNN_FUZZ", "50"))  # of each kind
 SECONDS = 60  # for one input; a hang is one that takes longer
 MEMORY = 2 << 30  # bytes beside what the tests have before

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 
 def test_kills_lose_nothing_and_change_no_bit():
     """In a process of its own: the harness forks, which one with threads should not."""

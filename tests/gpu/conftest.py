@@ -12,7 +12,8 @@ import pytest
 
 from minicnn.kernels import BackendError, get_backend
 
-sys.path.append(str(Path(__file__).parents[1] / "hostcuda"))  # for kernel_cases
+TESTS = Path(__file__).parents[1]
+sys.path += [str(TESTS / "hostcuda"), str(TESTS / "test_minicnn")]  # for kernel_cases, and the library's own tests
 
 
 @cache

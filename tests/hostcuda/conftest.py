@@ -4,8 +4,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path += [str(Path(__file__).parent / name) for name in ("checker", "fake_cupy", "mutation")]
+
 import standin
 
 _BACKENDS = ("minicnn.kernels.cuda.backend", "minicnn.kernels.cuda.cublas")

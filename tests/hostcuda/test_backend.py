@@ -12,7 +12,7 @@ from minicnn.gradcheck import check_plan
 from minicnn.kernels import BackendError, choose_backend, get_backend
 from minicnn.layers import Concat, Conv2D, Input, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("device")]
 
 OPTIMISER = SGD(lr=lambda step: 0.1 / (step + 1), momentum=0.8, nesterov=True, weight_decay=0.001, shrink=0.999)
 LAUNCHES = 120  # most of an uncaptured step of the paper's network

@@ -7,6 +7,8 @@ from kernel_cases import CASES, run_case, run_cases
 from minicnn.kernels.cuda.sources import read_source
 from minicnn.kernels.signatures import SIGNATURES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.usefixtures("device", "order")
 @pytest.mark.parametrize("case", CASES, ids=str)

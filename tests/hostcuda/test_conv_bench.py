@@ -18,6 +18,8 @@ from model_table import step_launches, step_ms
 from icnn.stages import NETWORKS
 from minicnn.kernels import reference
 
+pytestmark = pytest.mark.slow
+
 ROW = [
     "layer", "direction", "backend", "threads", "ms", "gflops", "share_of_peak",
     "torch_default_ms", "torch_channels_last_ms",

@@ -17,6 +17,8 @@ import standin
 from minicnn import Graph
 from minicnn.layers import Conv2D, Input, Tanh
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "gpu"
 OPTIONAL = ("tomli_w", "tbb", "filelock", "threadpoolctl")

@@ -28,6 +28,8 @@ from machine_code import Instruction, MachineLoop, Resources, compiler, disassem
 from minicnn.kernels.cuda.sources import OPTIONS
 from minicnn.kernels.cuda.tiles import WARP, Loop, Tile
 
+pytestmark = pytest.mark.slow
+
 BATCH = 10
 CONVOLUTIONS = distinct_convolutions()
 CASES = [(convolution, direction) for convolution in CONVOLUTIONS for direction in convolution.directions]

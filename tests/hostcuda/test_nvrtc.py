@@ -23,6 +23,8 @@ from machine_code import CompileError, Compiler, Resources, ToolMissing, compile
 from minicnn.kernels.cuda.sources import OPTIONS, source
 from minicnn.kernels.cuda.tiles import SHARED, Tile
 
+pytestmark = pytest.mark.slow
+
 ARCHITECTURES = {12: (70, 75, 80, 90, 100, 120), 13: (75, 80, 90, 100, 120)}
 TARGETS = [(major, architecture) for major, all_of_it in ARCHITECTURES.items() for architecture in all_of_it]
 EVERYTHING = os.environ.get("ICNN_GATE") == "all"

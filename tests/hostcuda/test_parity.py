@@ -23,6 +23,8 @@ from standin_device import TEXTS
 
 from minicnn.kernels.cuda.sources import OPTIONS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def real(monkeypatch):

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from launching import finished, launched
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 

@@ -13,6 +13,8 @@ from icnn.data.folder import SmithFolder, find_helen
 from icnn.model.pipeline import load_pipeline
 from icnn.model.weights import SHIPPED
 
+pytestmark = pytest.mark.slow
+
 COUNT = int(os.environ.get("ICNN_HOSTCUDA_FACES", 0))
 
 

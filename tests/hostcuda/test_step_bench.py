@@ -11,7 +11,7 @@ from test_gpu_report import small_graph
 
 from icnn.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("device")]
 
 ROW = [
     "labels", "size", "batch", "threads", "ms", "share_of_peak", "torch_default_ms", "torch_channels_last_ms",

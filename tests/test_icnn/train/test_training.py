@@ -25,7 +25,9 @@ from icnn.train.trainer import Trainer, schedule_of, train_network, validation_s
 from minicnn import Plan
 from minicnn.checkpoint import load_tensors
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[3]
 SETTINGS = ["train.batch=2", "train.steps=6", "train.validate_every=2", "train.lr=0.01"]
 BLANK = Batch(np.zeros((1, 3, 64, 64), np.float32), np.zeros((1, 64, 64), np.uint8), np.ones((1, 64, 64), np.float32))
 

@@ -1,4 +1,4 @@
-"""Which mistakes in the CUDA kernels would the tests miss? ``python tests/hostcuda/mutate.py``
+"""Which mistakes in the CUDA kernels would the tests miss? ``python tests/hostcuda/mutation/mutate.py``
 
 Fixed operators change every place that they fit, one place at a time, in every kernel; the cases of `kernel_cases` run
 on each mutant, in a process of its own. Whoever survives is listed. Survivors that compute the same, or that only
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+HOSTCUDA, ROOT = HERE.parent, HERE.parents[2]
 KERNELS = ROOT / "minicnn" / "kernels" / "cuda"
 FILES = ("common.cuh", "conv.cu", "conv_weights.cu", "pool.cu", "loss.cu", "im2col.cu")
 LEAST = 0.95
@@ -109,7 +109,8 @@ def _conditions(code: str) -> Iterator[tuple[int, int]]:
 
 def prepare() -> None:
     """Import what the mutants need, with the stand-in for CuPy in place, and see that nothing fails unchanged."""
-    sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
+    places = (HOSTCUDA, HOSTCUDA / "checker", HOSTCUDA / "fake_cupy", HOSTCUDA.parent, ROOT)
+    sys.path[:0] = [str(place) for place in places]
     import standin
 
     sys.modules["cupy"] = standin.cupy
@@ -162,7 +163,9 @@ def explanations() -> dict[tuple[str, str, str], str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``--help``."""
-    parser = argparse.ArgumentParser(prog="python tests/hostcuda/mutate.py", description=__doc__.partition("``")[0])
+    parser = argparse.ArgumentParser(
+        prog="python tests/hostcuda/mutation/mutate.py", description=__doc__.partition("``")[0]
+    )
     parser.add_argument("--file", choices=FILES, help="only this one")
     parser.add_argument("--sample", type=int, metavar="N", help="only N mutants, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)

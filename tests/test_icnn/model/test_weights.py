@@ -18,6 +18,8 @@ from icnn.model.weights import SHIPPED
 from icnn.parse.parser import FaceParser
 from icnn.stages import NETWORKS
 
+pytestmark = pytest.mark.slow
+
 
 def metadata_of(name):
     with safe_open(SHIPPED / f"{name}.safetensors", framework="numpy") as file:

@@ -19,7 +19,7 @@ from icnn.cli import run
 from icnn.parse.__main__ import chosen_parts
 from icnn.parse.files import jobs_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 ENDINGS = (".json", "_labels.png", "_overlay.png")
 
 

@@ -26,6 +26,8 @@ from minicnn.checkpoint import load_tensors
 from minicnn.distributed import SINGLE, Communicator, sharded_step, shards_of
 from minicnn.sgd import Constant
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = [
     "synthetic.exemplars=6", "synthetic.tuning=3", "synthetic.testing=1", "train.batch=5", "train.steps=4",
     "train.validate_every=2", "train.ema=0.9", "augment.noise=9", "augment.occlusion=0.5",

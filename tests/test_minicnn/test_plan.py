@@ -525,7 +525,7 @@ def test_compiled_kernels_allocate_nothing():
     """
     root = Path(minicnn.__file__).parents[1]
     environment = os.environ | {"NUMBA_NRT_STATS": "1", "PYTHONPATH": str(root)}
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]  # examples.py lies there
     process = subprocess.run(
         [sys.executable, "-c", _COUNT], cwd=here, env=environment, capture_output=True, text=True, check=False
     )

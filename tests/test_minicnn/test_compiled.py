@@ -18,7 +18,9 @@ from minicnn.kernels import get_backend
 from minicnn.kernels.cpu.layout import HaloMemory, halo_of, planes
 from minicnn.kernels.signatures import SIGNATURES
 
-ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
 STEPS = int(os.environ.get("ICNN_STEPS", "1000"))  # of the test of memory
 KERNELS, REFERENCE = get_backend("numba"), get_backend("numpy")
 

@@ -30,10 +30,12 @@ from icnn.parse.parser import FaceParser
 from icnn.serve.app import make_app
 from icnn.synthetic.faces import synthetic_faces
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("flask")
 pytest.importorskip("waitress")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REQUESTS = int(os.environ.get("ICNN_REQUESTS", "60"))  # of the load test
 
 
