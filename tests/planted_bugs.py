@@ -198,8 +198,8 @@ BUGS = [
     Bug(
         "right sides not mirrored in training",
         "icnn/data/geometry.py",
-        "        return np.array([[-1, 0, x + middle], [0, 1, y - middle]], np.float64)",
-        "        return np.array([[1, 0, x - middle], [0, 1, y - middle]], np.float64)",
+        "affine((-1 if mirrored else 1, 1), (size - 1) / 2, centre)",
+        "affine((1, 1), (size - 1) / 2, centre)",
         "test_batches.py::test_a_right_part_is_trained_on_as_the_left_part_of_the_mirrored_face",
     ),
     Bug(
@@ -331,8 +331,8 @@ BUGS = [
     Bug(
         "labels of a photograph three pixels aside",
         "icnn/parse/results.py",
-        "middle + (x - self.box.x) * step, middle + (y - self.box.y) * step",
-        "(x - self.box.x) * step + CROP_SIZE / 2 + 3, middle + (y - self.box.y) * step",
+        "(box.x - x, box.y - y), (CROP_SIZE - 1) / 2)",
+        "(box.x - x, box.y - y), (CROP_SIZE / 2 + 3, (CROP_SIZE - 1) / 2))",
         "test_parser.py::test_a_face_is_parsed_where_it_is_said_to_be",
     ),
     Bug(

@@ -100,4 +100,4 @@ def knows_parts(network):
 
 def oracle(**replaced):
     networks = {"stage1": knows_places, **{name: knows_parts(name) for name in STAGE2}}
-    return Pipeline({**networks, **replaced})
+    return Pipeline({**networks, **replaced}, layout=usual_layout())

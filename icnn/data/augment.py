@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from icnn.config import Augment
+from icnn.data.geometry import affine
 
 
 @dataclass(frozen=True)
@@ -60,5 +61,4 @@ class Draw:
         root = np.sqrt(self.stretch)
         # inverse of: mirror, stretch, shear, rotate
         turn = np.array([[-root if self.mirrored else root, 0], [0, 1 / root]]) @ [[1, -self.shear], [0, 1]] @ turn
-        offset = middle - turn @ (middle + np.array(self.shift))
-        return np.column_stack([turn, offset])
+        return affine(turn, middle + np.array(self.shift), middle)

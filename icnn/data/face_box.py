@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from icnn.classes import MIRRORED, PARTS
+from icnn.data.geometry import affine, fit_similarity
 from icnn.data.images import mistake
 from icnn.data.resample import maps_of, warp
 
@@ -35,6 +36,8 @@ TYPICAL = np.array(
     ]
 )
 TYPICAL_LENGTH = 140
+#: Side of a face crop, pixels, in which the face's box has `TYPICAL_LENGTH`: as in the training data.
+CROP_SIZE = 256
 SHORTEST = 16  # photograph pixels; anything smaller is a stray spot, not a face
 
 
@@ -56,8 +59,7 @@ class Box:
 
     def matrix(self, size: int, face: int) -> np.ndarray:
         """Return the matrix, (2, 3), from a crop of side `size`, with the box `face` pixels long, to the photograph."""
-        step, middle = self.length / face, (size - 1) / 2
-        return np.array([[step, 0, self.x - step * middle], [0, step, self.y - step * middle]])
+        return affine(self.length / face, (size - 1) / 2, (self.x, self.y))
 
     def to_image(self, points: np.ndarray, size: int, face: int) -> np.ndarray:
         """Convert photograph coordinates (n, 2), x first, to the crop that `matrix(size, face)` describes."""
@@ -146,20 +148,17 @@ def find_face(ids: np.ndarray, file: str | Path) -> Box:
     if seen.sum() < 2:
         parts = ", ".join(PARTS[part + 1] for part in np.flatnonzero(seen)) or "none"
         raise mistake(file, "at least 2 parts of a face", parts, "check its labels, or remove the face")
-    points, typical = _four_points(places[seen]), _four_points(TYPICAL[seen])
-    # With points as complex numbers, multiplication rotates and scales.
-    offsets = typical - typical.mean()
-    turn = np.vdot(offsets, points) / np.vdot(offsets, offsets)
-    middle = points.mean() - turn * typical.mean()
-    box = Box(float(middle.real), float(middle.imag), TYPICAL_LENGTH * float(abs(turn)))
+    face = fit_similarity(_four_points(TYPICAL[seen]), _four_points(places[seen]))
+    x, y = face(np.zeros((1, 2)))[0].tolist()
+    box = Box(x, y, TYPICAL_LENGTH * float(abs(face.a)))
     check_length(box, file)
     return box
 
 
 def _four_points(places: np.ndarray) -> np.ndarray:
-    """Compute the left, right, upper and lower end of each part, (4 n,) complex128, from its moments (n, 4)."""
-    x, y, across, down = places.T
-    return (x + 1j * y + 2 * np.stack([-across, across, -1j * down, 1j * down])).ravel()
+    """Compute the left, right, upper and lower end of each part, (4 n, 2) float64, from its moments (n, 4)."""
+    ends = places[:, None, :2] + places[:, None, 2:] * [(-2, 0), (2, 0), (0, -2), (0, 2)]
+    return ends.reshape(-1, 2)
 
 
 def _places(ids: np.ndarray) -> np.ndarray:

@@ -1,11 +1,35 @@
-"""Coordinate transforms: the letterbox of stage 1 and the affine matrices of patches.
+"""Coordinate transforms: affine matrices, the letterbox of stage 1, and similarities between sets of points.
 
 A (2, 3) float64 matrix maps output pixels (x, y, 1) to input pixels; integer coordinates are pixel centres.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+
+
+def affine(
+    linear: np.ndarray | Sequence[float] | float,
+    source: np.ndarray | Sequence[float] | float = 0.0,
+    target: np.ndarray | Sequence[float] | float = 0.0,
+) -> np.ndarray:
+    """Return the matrix of the map z -> linear (z - source) + target.
+
+    Parameters
+    ----------
+    linear : (2, 2), or (2,) for factors in x and y, or one factor
+    source, target : (2,), or one number for x and y
+
+    Returns
+    -------
+    (2, 3) float64
+    """
+    whole = np.asarray(linear, np.float64)
+    if whole.ndim < 2:
+        whole = whole * np.eye(2)
+    return np.column_stack([whole, np.broadcast_to(target, 2) - whole @ np.broadcast_to(source, 2)])
 
 
 @dataclass(frozen=True)
@@ -40,8 +64,7 @@ class Letterbox:
 
     def matrix(self) -> np.ndarray:
         """Return the matrix from the square to the image, (2, 3)."""
-        x, y = self.to_image(np.zeros(2))
-        return np.array([[1 / self.scale, 0, x], [0, 1 / self.scale, y]])
+        return affine(1 / self.scale, target=self.to_image(np.zeros(2)))
 
 
 def patch_matrix(centre: np.ndarray, size: int, mirrored: bool) -> np.ndarray:
@@ -49,14 +72,30 @@ def patch_matrix(centre: np.ndarray, size: int, mirrored: bool) -> np.ndarray:
 
     The patch has side `size` in pixels and centre `centre` (x, y); `mirrored` flips it left to right.
     """
-    middle = (size - 1) / 2
-    x, y = centre
-    if mirrored:
-        return np.array([[-1, 0, x + middle], [0, 1, y - middle]], np.float64)
-    return np.array([[1, 0, x - middle], [0, 1, y - middle]], np.float64)
+    return affine((-1 if mirrored else 1, 1), (size - 1) / 2, centre)
 
 
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
     """Return the matrix, (2, 3), that applies `inner` first, then `outer` (both (2, 3))."""
-    linear = outer[:, :2] @ inner[:, :2]
-    return np.column_stack([linear, outer[:, :2] @ inner[:, 2] + outer[:, 2]])
+    return affine(outer[:, :2] @ inner[:, :2], target=outer[:, :2] @ inner[:, 2] + outer[:, 2])
+
+
+class Similarity(NamedTuple):
+    """Similarity transform (shift, rotation, scale) in complex numbers: z -> a (z - source) + target."""
+
+    a: complex
+    source: np.ndarray
+    target: np.ndarray
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Transform points (n, 2)."""
+        moved = self.a * ((points - self.source) @ (1, 1j))
+        return np.column_stack([moved.real, moved.imag]) + self.target
+
+
+def fit_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
+    """Fit the least-squares similarity from points `source` to `target`, both (n, 2); a pure shift for one point."""
+    z = (source - source.mean(0)) @ (1, 1j)
+    w = (target - target.mean(0)) @ (1, 1j)
+    spread = np.vdot(z, z).real
+    return Similarity(np.vdot(z, w) / spread if spread > 0 else 1.0, source.mean(0), target.mean(0))

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from icnn.classes import PARTS
+from icnn.data.geometry import affine
 from minicnn.kernels.cpu.cache import cached
 from minicnn.kernels.host import cores
 
@@ -120,7 +121,7 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], thre
 def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Resample (H, W, C) uint8 to another (height, width) with `warp`; the result is float32 in [0, 255]."""
     y, x = (before / after for before, after in zip(pixels.shape[:2], shape, strict=True))
-    return warp(pixels, np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2]]), shape)[0]
+    return warp(pixels, affine((x, y), -0.5, -0.5), shape)[0]
 
 
 def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.ndarray:

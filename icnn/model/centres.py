@@ -1,17 +1,16 @@
 """Part centres: computed from label maps, with fallbacks for missing parts (Sec. 3.1)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from icnn.data.geometry import Letterbox
+from icnn.data.face_box import CROP_SIZE, TYPICAL
+from icnn.data.geometry import Letterbox, fit_similarity
 from icnn.stages import PATCHES
 
-#: Mean part centres (x, y) in a stage-1 square of side 1, in the order of PATCHES, for weights without a layout.
-DEFAULT_LAYOUT = np.array(
-    [(0.39, 0.36), (0.41, 0.43), (0.61, 0.36), (0.59, 0.43), (0.5, 0.53), (0.5, 0.66)]
-)  # fmt: skip
+#: Part centres (x, y) of the typical face in a face crop of side 1, in the order of PATCHES; for weights without a
+#: layout of their own, which is measured on their training data (`mean_layout`).
+DEFAULT_LAYOUT = 0.5 + np.array([TYPICAL[np.array(patch.ids) - 1, :2].mean(0) for patch in PATCHES]) / CROP_SIZE
 
 
 def part_centres(labels: np.ndarray, rule: str = "median") -> np.ndarray:
@@ -34,27 +33,6 @@ def part_centres(labels: np.ndarray, rule: str = "median") -> np.ndarray:
             pairs = (x, y)
             centres[number] = [np.median(axis) if rule == "median" else (axis.min() + axis.max()) / 2 for axis in pairs]
     return centres
-
-
-class Similarity(NamedTuple):
-    """Similarity transform (shift, rotation, scale) in complex numbers: z -> a (z - source) + target."""
-
-    a: complex
-    source: np.ndarray
-    target: np.ndarray
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Transform points (n, 2)."""
-        moved = self.a * ((points - self.source) @ (1, 1j))
-        return np.column_stack([moved.real, moved.imag]) + self.target
-
-
-def fit_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
-    """Fit the least-squares similarity from points `source` to `target`, both (n, 2); a pure shift for one point."""
-    z = (source - source.mean(0)) @ (1, 1j)
-    w = (target - target.mean(0)) @ (1, 1j)
-    spread = np.vdot(z, z).real
-    return Similarity(np.vdot(z, w) / spread if spread > 0 else 1.0, source.mean(0), target.mean(0))
 
 
 def complete_centres(centres: np.ndarray, layout: np.ndarray) -> np.ndarray:

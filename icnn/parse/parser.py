@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from icnn.classes import PARTS
-from icnn.data.face_box import SHORTEST, Box
+from icnn.data.face_box import CROP_SIZE, SHORTEST, Box
 from icnn.data.images import quiet, to_rgb
 from icnn.data.resample import side_by_side
 from icnn.errors import InputError
 from icnn.model.pipeline import load_pipeline
 from icnn.model.weights import SHIPPED
 from icnn.parse.results import FacePrediction, ParsedFace, ParseResult, Part
-from icnn.parse.search import CROP_SIZE, DUPLICATE, agreement, crop_face, nms, propose_centred, refine_box
+from icnn.parse.search import DUPLICATE, agreement, crop_face, nms, propose_centred, refine_box
 from minicnn.kernels import choose_backend
 
 #: Detections with a lower stage agreement are rejected. The lowest of the project's 130 tuning photographs is .56, 98 %

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from icnn.classes import PARTS
-from icnn.data.face_box import TYPICAL_LENGTH, Box
+from icnn.data.face_box import CROP_SIZE, TYPICAL_LENGTH, Box
+from icnn.data.geometry import affine
 from icnn.data.resample import warp
-from icnn.parse.search import CROP_SIZE
 
 _STRIP = 1 << 20  # pixels labelled at once: 9 maps of 4 bytes each
 
@@ -88,10 +88,9 @@ class FacePrediction(NamedTuple):
 
     def resampled(self, x: int, y: int, width: int, height: int) -> np.ndarray:
         """Resample the probabilities to a region of the photograph: (height, width, 9); background outside the crop."""
-        step = TYPICAL_LENGTH / self.box.length
-        middle = (CROP_SIZE - 1) / 2
-        left, top = middle + (x - self.box.x) * step, middle + (y - self.box.y) * step
-        maps, inside = warp(self.maps, np.array([[step, 0, left], [0, step, top]]), (height, width))
+        box = self.box
+        matrix = affine(TYPICAL_LENGTH / box.length, (box.x - x, box.y - y), (CROP_SIZE - 1) / 2)
+        maps, inside = warp(self.maps, matrix, (height, width))
         maps[~inside, 0] = 1
         return maps
 

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from icnn.data.face_box import TYPICAL, TYPICAL_LENGTH, Box
+from icnn.data.face_box import CROP_SIZE, TYPICAL_LENGTH, Box
+from icnn.data.geometry import fit_similarity
 from icnn.data.resample import warp
 from icnn.evaluate.metrics import confusion, mean_f
-from icnn.model.centres import fit_similarity
-from icnn.stages import PATCHES
+from icnn.model.centres import DEFAULT_LAYOUT
 
-#: Side of a face crop, pixels. The face's box is `TYPICAL_LENGTH` there: as in the training data.
-CROP_SIZE = 256
-
-#: Usual part centres in a face crop, in the order of PATCHES, (6, 2).
-USUAL = np.array([TYPICAL[np.array(patch.ids) - 1, :2].mean(0) for patch in PATCHES]) + (CROP_SIZE - 1) / 2
+#: Part centres of the typical face in a face crop, pixels, in the order of PATCHES, (6, 2).
+USUAL = DEFAULT_LAYOUT * CROP_SIZE - 0.5
 
 #: Sizes of a face, as shares of a photograph's shorter side, and heights of its middle, as shares of the height.
 _SHARES = (0.2, 0.3, 0.43, 0.6, 0.85)

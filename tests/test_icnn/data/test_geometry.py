@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from icnn.config import Augment
 from icnn.data.augment import Draw
 from icnn.data.folder import Face
-from icnn.data.geometry import Letterbox, compose, patch_matrix
+from icnn.data.geometry import Letterbox, compose, fit_similarity, patch_matrix
 from icnn.data.resample import labels_of, normalise, warp
-from icnn.model.centres import DEFAULT_LAYOUT, complete_centres, face_scale, fit_similarity, mean_layout, part_centres
+from icnn.model.centres import DEFAULT_LAYOUT, complete_centres, face_scale, mean_layout, part_centres
 from icnn.model.patches import cut_patch, network_input, paste_patches, patch_origin
 from icnn.stages import PATCHES
 from icnn.train.batches import Sample, make_sample

@@ -678,7 +678,7 @@ def test_a_part_that_the_truth_lacks_is_placed_by_the_layout():
         assert np.abs(centres[4] - part_centres(face.labels())[4]).max() < 12
     empty = coloured_face((200, 300), missing=range(1, 9)).labels()
     nothing = true_centres(empty, part_centres(empty), pipeline)
-    np.testing.assert_allclose(nothing, DEFAULT_LAYOUT * 300 - (0, 50) - 0.5)
+    np.testing.assert_allclose(nothing, pipeline.layout * 300 - (0, 50) - 0.5)
 
 
 def test_a_signal_stops_evaluation():

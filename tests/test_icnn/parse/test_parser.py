@@ -9,13 +9,12 @@ from stubs import coloured_face, grown, oracle, usual_layout
 
 import icnn
 from icnn.classes import PARTS
-from icnn.data.face_box import TYPICAL_LENGTH, Box
+from icnn.data.face_box import CROP_SIZE, TYPICAL_LENGTH, Box
 from icnn.errors import InputError
 from icnn.evaluate.metrics import confusion, f_measures
 from icnn.model.centres import part_centres
 from icnn.parse.parser import FaceParser, as_photograph, box_of
 from icnn.parse.search import (
-    CROP_SIZE,
     DUPLICATE,
     USUAL,
     agreement,
