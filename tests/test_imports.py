@@ -32,7 +32,7 @@ ORDER = [
     "minicnn",
     "icnn.errors", "icnn.classes", "icnn.stages", "icnn.config", "icnn.cli",
     "icnn.data", "icnn.data.images", "icnn.data.resample", "icnn.data.geometry", "icnn.data.face_box",
-    "icnn.data.folder", "icnn.data.overlay", "icnn.data.augment", "icnn.data.photometric",
+    "icnn.data.folder", "icnn.data.write_folder", "icnn.data.overlay", "icnn.data.augment", "icnn.data.photometric",
     "icnn.model", "icnn.model.network", "icnn.model.centres", "icnn.model.patches", "icnn.model.modulation",
     "icnn.model.weights", "icnn.model.pipeline",
     "icnn.synthetic", "icnn.synthetic.canvas", "icnn.synthetic.surroundings", "icnn.synthetic.faces",
