@@ -150,6 +150,7 @@ def _decoded(
                 got = f"one of {width} x {height}"
                 raise mistake(path, f"an image of at most {most_pixels} pixels", got, "scale it down first")
             image.load()
+            orientation = 1
             try:
                 orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
                 turn = _UPRIGHT.get(orientation)
