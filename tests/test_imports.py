@@ -138,3 +138,20 @@ def test_importing_minicnn_loads_no_compiler():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert process.stdout.split() == ["False"]
+
+
+def test_importing_the_parser_loads_nothing_that_only_other_commands_need():
+    """Numba itself imports `scipy`, a small package without its submodules."""
+    program = """
+import sys, icnn
+assert "numpy" not in sys.modules
+import icnn.parse.__main__
+from icnn import FaceParser
+names = "scipy.optimize", "scipy.special", "scipy.linalg", "cv2", "flask", "waitress", "tqdm", "tomli_w", "threadpoolctl", "matplotlib"
+print(*(name for name in names if name in sys.modules))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == []
