@@ -147,7 +147,7 @@ import sys, icnn
 assert "numpy" not in sys.modules
 import icnn.parse.__main__
 from icnn import FaceParser
-names = "scipy.optimize", "scipy.special", "scipy.linalg", "cv2", "flask", "waitress", "tqdm", "tomli_w", "threadpoolctl", "matplotlib"
+names = "scipy.optimize", "scipy.special", "scipy.linalg", "cv2", "flask", "waitress", "tqdm", "tomli_w"
 print(*(name for name in names if name in sys.modules))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
