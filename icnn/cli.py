@@ -15,7 +15,6 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from icnn.errors import InputError
 from minicnn.checkpoint import CheckpointError
@@ -160,6 +159,8 @@ class Signals:
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:
     """Iterate over `items` with a progress bar on stderr; no bar if stderr is not a terminal."""
+    from tqdm import tqdm  # imported here: a library user of `icnn` has no progress bar
+
     return tqdm(items, description, total, leave=False, disable=None, dynamic_ncols=True)
 
 

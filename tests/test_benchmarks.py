@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from icnn.data.folder import write_face, write_split
+from icnn.data.write_folder import write_face, write_split
 from icnn.evaluate.metrics import MEASURES
 from icnn.model.centres import part_centres
 from icnn.model.network import icnn_graph

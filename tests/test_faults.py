@@ -13,7 +13,8 @@ from PIL import Image
 
 import icnn.train.__main__
 from icnn.cli import run
-from icnn.data.folder import SmithFolder, write_face, write_split
+from icnn.data.folder import SmithFolder
+from icnn.data.write_folder import write_face, write_split
 from icnn.synthetic.faces import synthetic_faces
 from icnn.train.batches import Batches
 from icnn.train.run_folder import Run

@@ -23,8 +23,9 @@ from stubs import oracle
 
 from icnn.config import load_config
 from icnn.convert.formats import helen194, lapa
-from icnn.data.folder import SmithFolder, write_face, write_split
+from icnn.data.folder import SmithFolder
 from icnn.data.images import photograph_of, read_image
+from icnn.data.write_folder import write_face, write_split
 from icnn.errors import InputError
 from icnn.model.weights import read_network
 from icnn.parse.parser import FaceParser

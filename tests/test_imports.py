@@ -33,7 +33,7 @@ ORDER = [
     "minicnn",
     "icnn.errors", "icnn.classes", "icnn.stages", "icnn.config", "icnn.cli",
     "icnn.data", "icnn.data.images", "icnn.data.geometry", "icnn.data.resample", "icnn.data.face_box",
-    "icnn.data.folder", "icnn.data.overlay", "icnn.data.augment", "icnn.data.photometric",
+    "icnn.data.folder", "icnn.data.write_folder", "icnn.data.overlay", "icnn.data.augment", "icnn.data.photometric",
     "icnn.model", "icnn.model.network", "icnn.model.centres", "icnn.model.patches", "icnn.model.modulation",
     "icnn.model.weights", "icnn.model.pipeline",
     "icnn.synthetic", "icnn.synthetic.canvas", "icnn.synthetic.surroundings", "icnn.synthetic.faces",
@@ -139,3 +139,20 @@ def test_importing_minicnn_loads_no_compiler():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert process.stdout.split() == ["False"]
+
+
+def test_importing_the_parser_loads_nothing_that_only_other_commands_need():
+    """Numba itself imports `scipy`, a small package without its submodules."""
+    program = """
+import sys, icnn
+assert "numpy" not in sys.modules
+import icnn.parse.__main__
+from icnn import FaceParser
+names = "scipy.optimize", "scipy.special", "scipy.linalg", "cv2", "flask", "waitress", "tqdm", "tomli_w"
+print(*(name for name in names if name in sys.modules))
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == []

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from icnn.cli import Parser, Signals, existing_folder, positive, progress, run
 from icnn.convert.formats import FORMATS, Source
-from icnn.data.folder import SPLITS, write_face, write_split
+from icnn.data.folder import SPLITS
+from icnn.data.write_folder import write_face, write_split
 from icnn.errors import InputError
 
 

@@ -1,7 +1,7 @@
 """Readers of other labelled face data sets, as downloaded: Helen (194 points), LaPa and CelebAMask-HQ.
 
 A reader lists the faces of a folder as `Source`. Reading a source gives a square
-photograph and soft maps in the form that `icnn.data.folder.write_face` expects.
+photograph and soft maps in the form that `icnn.data.write_folder.write_face` expects.
 "Left" means the left side of the image, even if the source uses the other convention.
 Labels refer to the pixels as stored; an EXIF orientation is ignored.
 """
@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from icnn.convert.contours import draw_maps, read_lines, read_points
 from icnn.data.face_box import Box, Converted, check_length, cut_out
-from icnn.data.images import decode, mistake, quiet, there, to_rgb
+from icnn.data.images import decode, mistake, there, to_rgb
 from icnn.data.resample import warp
 from icnn.errors import InputError
 
@@ -153,8 +153,7 @@ def lapa(root: Path) -> list[Source]:
 
 def _read_lapa(image_path: Path, label_path: Path, size: int, face: int) -> Converted:
     image = _stored_rgb(image_path)
-    with quiet():
-        labels = decode(label_path)[0]
+    labels = decode(label_path)[0]
     if labels.mode not in ("L", "P"):
         hint = "download it again"
         raise mistake(label_path, "a label image of 8-bit ids", f"mode {labels.mode}", hint)
@@ -222,8 +221,7 @@ def _read_celebamask(image_path: Path, masks: Path, number: int, size: int, face
     for part, label in CELEBAMASK.items():
         path = Path(f"{stem}_{part}.png")
         if there(path, Path.exists):  # no file: the part is not visible
-            with quiet():
-                mask = decode(path)[0]
+            mask = decode(path)[0]
             _check_size(path, mask, CELEBAMASK_SIDE, CELEBAMASK_SIDE)
             ids[to_rgb(mask, path)[..., 0] > 127] = label
     factor = width // CELEBAMASK_SIDE
@@ -248,11 +246,10 @@ _TURNED = {
 
 def _stored_rgb(path: Path) -> np.ndarray:
     """Return a photograph (H, W, 3) uint8 in its stored orientation, in which it was labelled."""
-    with quiet():
-        image, turned = decode(path)
-        if turned:
-            image = image.transpose(_TURNED[image.getexif()[ExifTags.Base.Orientation]])
-        return to_rgb(image, path)
+    image, orientation = decode(path)
+    if orientation != 1:
+        image = image.transpose(_TURNED[orientation])
+    return to_rgb(image, path)
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:

@@ -4,24 +4,22 @@
     exemplars.txt  tuning.txt  testing.txt: one "INDEX , NAME" per line
 
 `SmithFolder` reads both the original SmithCVPR2013_dataset_resized and folders
-written by `write_face` and `write_split`.
+written by `icnn.data.write_folder`.
 """
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
-from PIL import Image
 
 from icnn.classes import MIRRORED, PARTS, SMITH_FILES
-from icnn.data.images import decode, mistake, quiet, there, to_grey, to_rgb
+from icnn.data.images import decode, mistake, there, to_grey, to_rgb
 from icnn.errors import InputError
-from minicnn.checkpoint import atomic_path
 from minicnn.kernels.host import cores
 
 SPLITS = ("exemplars", "tuning", "testing")
@@ -134,8 +132,31 @@ class SmithFolder:
             cannot be decoded, or a map is not single-channel or differs from
             the image in size.
         """
-        with quiet():
-            return self._load(name)
+        check_name(name, str(self.root))
+        path = self._image(name)
+        if path is None:
+            expected = f"an image ending in {', '.join(SUFFIXES)}"
+            raise mistake(self.root / "images" / f"{name}.jpg", expected, "no such file", "add it")
+        photograph, orientation = decode(path)
+        image = to_rgb(photograph, path)
+        labels = self.root / "labels" / name
+        files = [[labels / f"{name}_lbl{kk}.png" for kk in kks] for kks in SMITH_FILES]
+        # The first file of each id is required; skin (01) and hair (10), added to the background, are optional.
+        for file, kk in sorted((paths[0], kks[0]) for paths, kks in zip(files, SMITH_FILES, strict=True)):
+            if not there(file, Path.is_file):
+                hint = "add it; a part that is absent needs a map of zeros"
+                raise mistake(file, f"the label map {kk} of {name}", "no such file", hint)
+        pixels = np.empty((*image.shape[:2], 3 + len(SMITH_FILES)), np.uint8)
+        pixels[..., :3] = image
+        for part, (first, *others) in enumerate(files):
+            total = _read_map(first, image, path, orientation)
+            for file in others:
+                if there(file, Path.is_file):
+                    # uint16, because resized soft maps may sum to more than 255
+                    both = total.astype(np.uint16) + _read_map(file, image, path, orientation)
+                    total = np.minimum(both, 255).astype(np.uint8)
+            pixels[..., 3 + part] = total
+        return Face(name, pixels)
 
     def load_split(
         self,
@@ -172,17 +193,16 @@ class SmithFolder:
         faces, centres, held = [], [], 0
         pool = ThreadPoolExecutor(min(4, cores()))
         try:
-            with quiet():  # here, not in each worker: warning filters are global to the process
-                for face, centre in pool.map(self._load_and_locate, names):
-                    faces.append(face)
-                    centres.append(centre)
-                    held += face.nbytes
-                    if limit_bytes is not None and held > limit_bytes:
-                        got = f"about {held * len(names) // len(faces):,} for {len(names)} faces"
-                        limit, hint = f"at most {limit_bytes:,} bytes of pixels", "use fewer or smaller faces"
-                        raise mistake(self._list(split), limit, got, hint)
-                    if progress is not None:
-                        progress(len(faces), len(names))
+            for face, centre in pool.map(self._load_and_locate, names):
+                faces.append(face)
+                centres.append(centre)
+                held += face.nbytes
+                if limit_bytes is not None and held > limit_bytes:
+                    got = f"about {held * len(names) // len(faces):,} for {len(names)} faces"
+                    limit, hint = f"at most {limit_bytes:,} bytes of pixels", "use fewer or smaller faces"
+                    raise mistake(self._list(split), limit, got, hint)
+                if progress is not None:
+                    progress(len(faces), len(names))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, do not wait for the remaining faces
         for message in (*self._shared(split), *self._suspicions(split, np.array(centres))):
@@ -217,7 +237,7 @@ class SmithFolder:
             index, comma, name = (part.strip() for part in line.partition(","))
             if not (comma and name and index.isdecimal()):
                 raise mistake(where, '"INDEX , NAME"', repr(line), 'write it like "1 , 100032540_1"')
-            _check_name(name, where)
+            check_name(name, where)
             if name in entries:
                 got = f"{name!r} on line {entries[name]} and again on line {number}"
                 raise mistake(where, "every name once", got, "remove one of the two lines")
@@ -226,39 +246,9 @@ class SmithFolder:
             raise mistake(path, "at least one name", "an empty list", 'add "INDEX , NAME" lines')
         return entries
 
-    def _load(self, name: str) -> Face:
-        _check_name(name, str(self.root))
-        path = self._image(name)
-        if path is None:
-            expected = f"an image ending in {', '.join(SUFFIXES)}"
-            raise mistake(self.root / "images" / f"{name}.jpg", expected, "no such file", "add it")
-        photograph, turned = decode(path)
-        image = to_rgb(photograph, path)
-        labels = self.root / "labels" / name
-
-        def file(kk: str) -> Path:
-            return labels / f"{name}_lbl{kk}.png"
-
-        # The first file of each id is required; skin (01) and hair (10), added to the background, are optional.
-        for kk in sorted(files[0] for files in SMITH_FILES):
-            if not there(file(kk), Path.is_file):
-                hint = "add it; a part that is absent needs a map of zeros"
-                raise mistake(file(kk), f"the label map {kk} of {name}", "no such file", hint)
-        pixels = np.empty((*image.shape[:2], 3 + len(SMITH_FILES)), np.uint8)
-        pixels[..., :3] = image
-        for part, (first, *others) in enumerate(SMITH_FILES):
-            total = _read_map(file(first), image, path, turned)
-            for kk in others:
-                if there(file(kk), Path.is_file):
-                    # uint16, because resized soft maps may sum to more than 255
-                    both = total.astype(np.uint16) + _read_map(file(kk), image, path, turned)
-                    total = np.minimum(both, 255).astype(np.uint8)
-            pixels[..., 3 + part] = total
-        return Face(name, pixels)
-
     def _load_and_locate(self, name: str) -> tuple[Face, np.ndarray]:
         """Read a face and the mean x of each part in image widths, (9,) float64, NaN if absent."""
-        face = self._load(name)
+        face = self.load(name)
         labels = face.labels()
         width = labels.shape[1]
         columns = np.stack([(labels == part).sum(axis=0) for part in range(len(PARTS))])  # (9, W) pixels
@@ -294,72 +284,6 @@ class SmithFolder:
                 yield f"{file}: expected {expected}, got {got}; {hint}"
 
 
-def write_face(root: str | os.PathLike[str], name: str, image: np.ndarray, maps: np.ndarray) -> None:
-    """Write images/NAME.jpg and labels/NAME/NAME_lblKK.png below `root`.
-
-    Parameters
-    ----------
-    root : path-like
-        Created if it does not exist.
-    name : str
-    image : (H, W, 3) uint8
-        RGB. Saved as a JPEG of quality 95, so reading it back gives slightly different pixels.
-    maps : (H, W, 9) uint8
-        Soft maps of ids 0..8. The background is written to 00; 01 and 10 are zero.
-
-    Raises
-    ------
-    InputError
-        If `name` would escape the folder or a file cannot be written.
-    ValueError
-        If the shapes or dtypes are wrong.
-    """
-    shapes = (*image.shape[:2], 3), (*image.shape[:2], len(PARTS))
-    if (image.shape, maps.shape) != shapes or {image.dtype, maps.dtype} != {np.dtype(np.uint8)}:
-        got = f"{image.shape} {image.dtype} and {maps.shape} {maps.dtype}"
-        raise ValueError(f"expected image (H, W, 3) and maps (H, W, {len(PARTS)}), both uint8, got {got}")
-    root = Path(root)
-    _check_name(name, str(root))
-    folder = root / "labels" / name
-    with _writing(root):
-        (root / "images").mkdir(parents=True, exist_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(root / "images" / f"{name}.jpg") as path:
-            Image.fromarray(np.ascontiguousarray(image)).save(path, "JPEG", quality=95)
-        for part, files in enumerate(SMITH_FILES):
-            for i, kk in enumerate(files):
-                pixels = maps[..., part] if i == 0 else np.zeros(maps.shape[:2], np.uint8)
-                with atomic_path(folder / f"{name}_lbl{kk}.png") as path:
-                    Image.fromarray(np.ascontiguousarray(pixels)).save(path, "PNG")
-
-
-def write_split(root: str | os.PathLike[str], split: str, names: Iterable[str]) -> None:
-    """Write the list of a split, one "INDEX , NAME" per line, with indices from 1.
-
-    Parameters
-    ----------
-    root : path-like
-        Created if it does not exist.
-    split : str
-        Name of the list, without ".txt".
-    names : iterable of str
-
-    Raises
-    ------
-    InputError
-        If a name would escape the folder or the list cannot be written.
-    """
-    path = Path(root) / f"{split}.txt"
-    lines = []
-    for index, name in enumerate(names, 1):
-        _check_name(name, str(path))
-        lines.append(f"{index} , {name}\n")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text("".join(lines), "utf-8", newline="\n")
-
-
 def find_helen() -> Path | None:
     """Return the folder of the Helen photographs.
 
@@ -380,30 +304,22 @@ def find_helen() -> Path | None:
     return beside if there(beside, Path.is_dir) else None
 
 
-def _check_name(name: str, where: str) -> None:
-    # Apply Windows' rules (both slashes, drive letters) on every system, so that a dataset can be moved between them.
+def check_name(name: str, where: str) -> None:
+    """Raise InputError if `name` could leave its folder on any system: both slashes and drive letters count."""
     inside = PureWindowsPath(name).name == name.strip() == name and name not in ("", ".", "..")
     if not (inside and name.isprintable()):
         hint = "use letters, digits, '-' and '_'"
         raise mistake(where, "a name that stays in its folder, without / \\ or ..", repr(name), hint)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise mistake(path, "a place to write to", str(error), "check permissions and free space") from error
-
-
-def _read_map(path: Path, image: np.ndarray, image_path: Path, turned: bool) -> np.ndarray:
+def _read_map(path: Path, image: np.ndarray, image_path: Path, orientation: int) -> np.ndarray:
     """Read a soft map, (H, W) uint8, and check that it has the size of its image (H, W, 3)."""
     soft = decode(path)[0]
     height, width = image.shape[:2]
     if soft.size != (width, height):
         size = f"{width} x {height} pixels, the size of {image_path}"
         hint = "make the label map as large as its image"
-        if turned:
+        if orientation != 1:
             size += " after its EXIF rotation"
             hint = "rotate the label maps likewise, or drop the EXIF orientation if they fit without"
         raise mistake(path, size, f"{soft.width} x {soft.height}", hint)

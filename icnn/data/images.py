@@ -51,8 +51,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         If the file cannot be read, is not an image, is truncated, or has more
         pixels than `PIL.Image.MAX_IMAGE_PIXELS`.
     """
-    with quiet():
-        return to_rgb(decode(Path(path))[0], Path(path))
+    return to_rgb(decode(Path(path))[0], Path(path))
 
 
 #: Formats that `photograph_of` accepts: those of cameras and browsers that Pillow decodes without an external program.
@@ -85,8 +84,7 @@ def photograph_of(data: bytes, name: str, most_pixels: int) -> np.ndarray:
         raise mistake(name, _EXPECTED, "an empty file", "copy or download it again")
     Image.init()  # register all formats, to see which of FORMATS this Pillow build supports
     formats = tuple(name for name in FORMATS if name in Image.OPEN)
-    with quiet():
-        return to_rgb(_decoded(io.BytesIO(data), Path(name), formats, most_pixels)[0], Path(name))
+    return to_rgb(_decoded(io.BytesIO(data), Path(name), formats, most_pixels)[0], Path(name))
 
 
 class _Quiet:
@@ -104,6 +102,7 @@ def quiet() -> Iterator[None]:
     Warning filters are global to the process: two threads with overlapping
     contexts would restore them in the wrong order. So the first thread to
     enter sets them and the last to leave restores them; many may decode at once.
+    Everything here that decodes or converts is quiet by itself.
     """
     with _Quiet.lock:
         if not _Quiet.users:
@@ -120,14 +119,14 @@ def quiet() -> Iterator[None]:
                 _Quiet.back.close()
 
 
-def decode(path: Path) -> tuple[Image.Image, bool]:
-    """Decode a file to an upright image. Call within `quiet`.
+def decode(path: Path) -> tuple[Image.Image, int]:
+    """Decode a file to an upright image.
 
     Returns
     -------
     image : PIL.Image.Image
-    turned : bool
-        Whether an EXIF orientation had to be undone.
+    orientation : int
+        EXIF orientation (2 to 8) that was undone; 1 if there was none to undo.
     """
     if not there(path, Path.is_file):  # reading a pipe would block forever
         got = "a directory" if there(path, Path.is_dir) else "no such file"
@@ -140,9 +139,10 @@ def decode(path: Path) -> tuple[Image.Image, bool]:
 _EXPECTED = "an image such as JPEG or PNG"
 
 
+@quiet()
 def _decoded(
     file: Path | io.BytesIO, path: Path, formats: tuple[str, ...] | None = None, most_pixels: int | None = None
-) -> tuple[Image.Image, bool]:
+) -> tuple[Image.Image, int]:
     try:
         with Image.open(file, formats=formats) as image:
             width, height = image.size
@@ -150,11 +150,13 @@ def _decoded(
                 got = f"one of {width} x {height}"
                 raise mistake(path, f"an image of at most {most_pixels} pixels", got, "scale it down first")
             image.load()
+            orientation = 1
             try:
-                turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                turn = _UPRIGHT.get(orientation)
             except Exception:  # damaged EXIF, intact pixels: keep them as stored
                 turn = None
-            return (image.copy(), False) if turn is None else (image.transpose(turn), True)
+            return (image.copy(), 1) if turn is None else (image.transpose(turn), orientation)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -169,6 +171,7 @@ def _decoded(
         raise mistake(path, _EXPECTED, got, "copy or download it again, or convert it") from error
 
 
+@quiet()
 def to_rgb(image: Image.Image, path: Path) -> np.ndarray:
     """Convert an image of any mode to RGB, (H, W, 3) uint8, with transparency composited on white."""
     if image.mode[0] in "IF":

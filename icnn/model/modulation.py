@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import softmax
 
 Pair = tuple[float, float]
 
@@ -40,7 +38,13 @@ def modulate(logits: np.ndarray, pair: Pair) -> np.ndarray:
 
 def probabilities(logits: np.ndarray, pair: Pair) -> np.ndarray:
     """Return the softmax over the classes of the modulated logits, (n, L, S, S)."""
-    return softmax(modulate(logits, pair), axis=1)
+    return _softmax(modulate(logits, pair), axis=1)
+
+
+def _softmax(z: np.ndarray, axis: int) -> np.ndarray:
+    """Return the softmax along one axis; `scipy.special.softmax` is the same, but loading SciPy takes a second."""
+    exponentials = np.exp(z - z.max(axis=axis, keepdims=True))
+    return exponentials / exponentials.sum(axis=axis, keepdims=True)
 
 
 class Fit(NamedTuple):
@@ -79,7 +83,7 @@ class SoftF:
         beta, beta0 = pair
         z = self._z.copy()
         z[0] = beta * z[0] + beta0
-        p = softmax(sharpness * z, axis=0)
+        p = _softmax(sharpness * z, axis=0)
         # d p_k / d z_0 = -sharpness p_k p_0, and d z_0 / d (beta, beta0) = (B, 1)
         slope = -sharpness * p[1:] * p[0]
         value, gradient = 0.0, np.zeros(2)
@@ -115,11 +119,13 @@ def fit_modulation(soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, 
     before = hard_f(PLAIN)
     candidates: list[Pair] = []
     if method == "lbfgsb":
-        from threadpoolctl import threadpool_limits  # imported here: not needed to evaluate or parse
+        from threadpoolctl import threadpool_limits  # imported here, as SciPy: not needed to evaluate or parse
 
         with threadpool_limits(1, "blas"):  # in many short calls threads busy-wait longer than they work
             candidates = _climb(soft_f)
     elif method == "neldermead":
+        from scipy.optimize import minimize
+
         found = minimize(
             lambda pair: -hard_f((pair[0], pair[1])),
             start,
@@ -137,6 +143,7 @@ def fit_modulation(soft_f: SoftF, hard_f: Callable[[Pair], float], method: str, 
 
 def _climb(soft_f: SoftF) -> list[Pair]:
     """Return the optimum of L-BFGS-B at each sharpness, from the best initial pair, each started at the last one."""
+    from scipy.optimize import minimize
 
     def negative(pair: np.ndarray, sharpness: float) -> tuple[float, np.ndarray]:
         value, gradient = soft_f(pair, sharpness)

@@ -20,7 +20,7 @@ from icnn.data.images import read_image
 from icnn.data.overlay import label_image, overlay
 from icnn.errors import InputError
 from icnn.model.weights import SHIPPED
-from icnn.parse.files import Job, jobs_of
+from icnn.parse.files import Input, list_inputs
 from icnn.parse.parser import Detect, FaceParser, box_of, numbers_of, result_of
 from icnn.parse.results import FacePrediction, described
 from minicnn.checkpoint import atomic_path
@@ -37,9 +37,9 @@ GROUPS = {
 
 
 class _Read(NamedTuple):
-    """Job with its decoded photograph and the face boxes given by the user."""
+    """Input with its decoded photograph and the face boxes given by the user."""
 
-    job: Job
+    item: Input
     photograph: np.ndarray
     boxes: list[Box]
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError("expected --face or --detect, got both; leave out one")
     face = numbers_of(options.face) if options.face is not None else None
     comm = join()
-    count = sum(1 for _ in jobs_of(options.inputs, options.out))
+    count = sum(1 for _ in list_inputs(options.inputs, options.out))
     detect = None
     if options.detect:
         from icnn.parse.detect import detector
@@ -61,12 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = FaceParser(options.weights, options.backend, options.threads or comm.threads)
         make_folder(options.out)
         work = _Work(parser, face, detect, options.parts, options.out)
-        jobs = (
-            job
-            for job in progress(jobs_of(options.inputs, options.out), "parse", count)
-            if job.belongs_to(comm.rank, comm.size) and not (options.resume and work.has_done(job))
+        inputs = (
+            item
+            for item in progress(list_inputs(options.inputs, options.out), "parse", count)
+            if item.belongs_to(comm.rank, comm.size) and not (options.resume and work.has_done(item))
         )
-        bad = work.run(jobs, options.batch, signals)
+        bad = work.run(inputs, options.batch, signals)
     for message in bad if count > 1 else ():
         print(f"icnn.parse: {message}", file=sys.stderr, flush=True)
     all_bad = np.array([len(bad)])
@@ -150,21 +150,21 @@ class _Work:
         self._parts = parts
         self._out = out
 
-    def has_done(self, job: Job) -> bool:
+    def has_done(self, item: Input) -> bool:
         """Return True if the result file that is written last exists."""
-        return _beside(self._out / job.stem, _LAST).exists()
+        return _beside(self._out / item.output, _LAST).exists()
 
-    def run(self, jobs: Iterable[Job], batch: int, signals: Signals) -> list[str]:
+    def run(self, inputs: Iterable[Input], batch: int, signals: Signals) -> list[str]:
         """Parse all photographs and return the error messages of those that failed."""
         bad: list[str] = []
         chunk: list[_Read] = []
         writing: deque[Future] = deque()
         with ThreadPoolExecutor(2, "photographs") as pool:
             try:
-                for job, future in self._ahead(jobs, batch, pool):
+                for item, future in self._ahead(inputs, batch, pool):
                     signals.check()
                     try:
-                        chunk.append(_Read(job, *future.result()))
+                        chunk.append(_Read(item, *future.result()))
                     except InputError as error:
                         bad.append(str(error))
                     if len(chunk) == batch:
@@ -181,12 +181,12 @@ class _Work:
                     future.cancel()
         return bad
 
-    def _ahead(self, jobs: Iterable[Job], depth: int, pool: ThreadPoolExecutor) -> "Iterator[tuple[Job, Future]]":
-        """Yield jobs with futures of their photographs, reading up to `depth` ahead."""
-        reading: deque[tuple[Job, Future]] = deque()
+    def _ahead(self, inputs: Iterable[Input], depth: int, pool: ThreadPoolExecutor) -> "Iterator[tuple[Input, Future]]":
+        """Yield inputs with futures of their photographs, reading up to `depth` ahead."""
+        reading: deque[tuple[Input, Future]] = deque()
         try:
-            for job in jobs:
-                reading.append((job, pool.submit(self._read, job)))
+            for item in inputs:
+                reading.append((item, pool.submit(self._read, item)))
                 if len(reading) > depth:
                     yield reading.popleft()
             while reading:
@@ -195,14 +195,14 @@ class _Work:
             for _, future in reading:
                 future.cancel()
 
-    def _read(self, job: Job) -> tuple[np.ndarray, list[Box]]:
-        photograph = read_image(job.source)
+    def _read(self, item: Input) -> tuple[np.ndarray, list[Box]]:
+        photograph = read_image(item.source)
         if self._face is None:
             return photograph, []
         try:
             return photograph, [box_of(self._face, photograph.shape[:2])]
         except InputError as error:
-            raise InputError(f"{job.source}: {error}") from error
+            raise InputError(f"{item.source}: {error}") from error
 
     def _parse(self, chunk: Sequence[_Read]) -> Iterator[tuple[_Read, list[FacePrediction]]]:
         photographs = [read.photograph for read in chunk]
@@ -211,12 +211,12 @@ class _Work:
             results = self._parser.predict(photographs, boxes, self._detect)
         for read, faces in zip(chunk, results, strict=True):
             if not faces:
-                print(f"icnn.parse: {read.job.source}: no face found", file=sys.stderr)
+                print(f"icnn.parse: {read.item.source}: no face found", file=sys.stderr)
             yield read, faces
 
     def _write(self, read: _Read, faces: list[FacePrediction]) -> None:
         """Resample the labels to full size and write all results, concurrently with the next batch."""
-        photograph, target = read.photograph, self._out / read.job.stem
+        photograph, target = read.photograph, self._out / read.item.output
         parsed = result_of(photograph.shape[:2], faces)
         target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -226,7 +226,7 @@ class _Work:
             mask = np.isin(parsed.labels, self._parts)
             _save(Image.fromarray(255 * mask.astype(np.uint8)), _beside(target, "_mask.png"))
         with atomic_path(_beside(target, _LAST)) as path:
-            path.write_text(json.dumps(described(read.job.source, parsed), indent=1) + "\n")
+            path.write_text(json.dumps(described(read.item.source, parsed), indent=1) + "\n")
 
 
 _LAST = ".json"  # written last, so its existence means that all results are complete

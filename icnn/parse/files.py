@@ -17,11 +17,11 @@ SUFFIXES = {
 _RESULTS = ("_labels.png", "_overlay.png", "_mask.png")
 
 
-class Job(NamedTuple):
-    """One photograph and the path of its results: relative to --out, without their endings."""
+class Input(NamedTuple):
+    """One photograph and the name of its results: a path relative to --out, without their endings."""
 
     source: Path
-    stem: Path
+    output: Path
 
     def belongs_to(self, rank: int, size: int) -> bool:
         """Return True if process `rank` of `size` parses this photograph.
@@ -32,17 +32,17 @@ class Job(NamedTuple):
         return crc32(os.fsencode(self.source)) % size == rank
 
 
-def jobs_of(inputs: Sequence[Path], out: Path) -> Iterator[Job]:
+def list_inputs(paths: Sequence[Path], out: Path) -> Iterator[Input]:
     """Yield each photograph of the inputs once, with a unique name for its results.
 
-    Results are named after the file, or after its path relative to the input folder. On collision, names start at
-    the deepest folder common to all inputs; files that differ only in suffix keep it. Links to folders are not
-    followed, which excludes loops, and files in `out` are skipped. Memory holds only the inputs and the names of one
-    folder at a time.
+    A photograph has a short name, that of its file or its path below the input folder, and a full name, its path below
+    the deepest folder common to all inputs. The full name is used if another input has the same short name. Files of
+    one folder that differ only in suffix keep it. Links to folders are not followed, which excludes loops, and files
+    in `out` are skipped. Memory holds only the inputs and the names of one folder at a time.
 
     Parameters
     ----------
-    inputs : sequence of Path
+    paths : sequence of Path
         Files and folders.
     out : Path
         Output folder.
@@ -50,35 +50,43 @@ def jobs_of(inputs: Sequence[Path], out: Path) -> Iterator[Job]:
     Raises
     ------
     InputError
-        Before the first job, if a folder has no photographs. A missing file is only detected when it is read.
+        Before the first photograph, if a folder has none. A missing file is only detected when it is read.
     """
-    roots, results = {path.resolve(): path for path in inputs if path.is_dir()}, out.resolve()
-    folders, apart = list(roots.values()), {results, *roots}
+    roots, results = {path.resolve(): path for path in paths if path.is_dir()}, out.resolve()
+    folders = list(roots.values())
     for folder in folders:
         if next(_walk(folder, {results}), None) is None:
             raise InputError(f"{folder}: expected photographs ({' '.join(sorted(SUFFIXES))}), found none")
-    named = {path.parent.resolve() / path.name: path for path in inputs if not path.is_dir()}
-    files = [path for real, path in named.items() if not _is_found(real, roots, results)]
-    shared = Path(os.path.commonpath([*(path.absolute() for path in folders), *(_home(path) for path in files)]))
+    single = {path.parent.resolve() / path.name: path for path in paths if not path.is_dir()}
+    files = [path for real, path in single.items() if not _is_found(real, roots, results)]
+    common = Path(os.path.commonpath([*(path.absolute() for path in folders), *(_home(path) for path in files)]))
 
-    stems = Counter(_key(file.name) for file in files)
-    twins = Counter((_home(file), _key(file.name)) for file in files)
-    others = _stems(folders, Path())
-    for file in files:
-        key = _key(file.name)
-        stem = Path(file.stem) if stems[key] == 1 and key not in others else _home(file).relative_to(shared) / file.stem
-        yield Job(file, stem if twins[_home(file), key] == 1 else stem.with_name(file.name))
+    yield from _named_files(files, folders, common)
+    file_keys = {_key(file.name) for file in files}
     for folder in folders:
-        rivals = [other for other in (*folders, shared) if other != folder] if len(folders) + len(files) > 1 else []
-        for where, names in _walk(folder, apart):
+        others = [other for other in (*folders, common) if other != folder] if len(folders) + len(files) > 1 else []
+        for where, names in _walk(folder, {results, *roots}):
             below = where.relative_to(folder)
-            taken = _stems(rivals, below) | (set() if below.parts else set(stems))
-            start = where.absolute().relative_to(shared)
-            for key, alike in groupby(names, _key):
-                same = list(alike)
-                for name in same:
-                    stem = (start if key in taken else below) / Path(name).stem
-                    yield Job(where / name, stem if len(same) == 1 else stem.with_name(name))
+            taken = _keys(others, below) | (set() if below.parts else file_keys)
+            full = where.absolute().relative_to(common)
+            for key, group in groupby(names, _key):
+                alike = list(group)
+                for name in alike:
+                    yield _named(where / name, full if key in taken else below, len(alike) > 1)
+
+
+def _named_files(files: Sequence[Path], folders: Sequence[Path], common: Path) -> Iterator[Input]:
+    """Name the inputs that are files themselves."""
+    taken, counts = _keys(folders, Path()), Counter(_key(file.name) for file in files)
+    alike = Counter((_home(file), _key(file.name)) for file in files)
+    for file in files:
+        home, key = _home(file), _key(file.name)
+        is_unique = counts[key] == 1 and key not in taken
+        yield _named(file, Path() if is_unique else home.relative_to(common), alike[home, key] > 1)
+
+
+def _named(file: Path, folder: Path, keep_suffix: bool) -> Input:
+    return Input(file, folder / (file.name if keep_suffix else file.stem))
 
 
 def _home(file: Path) -> Path:
@@ -108,7 +116,7 @@ def _is_found(real: Path, roots: Collection[Path], out: Path) -> bool:
     return _is_photograph(real.name) and not in_results and any(root in real.parents for root in roots)
 
 
-def _stems(folders: Sequence[Path], below: Path) -> set[str]:
+def _keys(folders: Sequence[Path], below: Path) -> set[str]:
     """Return the keys of the photographs in subfolder `below` of each folder."""
     places = [folder / below for folder in folders]
     names = (path.name for place in places if place.is_dir() for path in place.iterdir())

@@ -13,7 +13,7 @@ from PIL import Image
 
 from icnn.classes import PARTS
 from icnn.data.face_box import CROP_SIZE, SHORTEST, Box
-from icnn.data.images import quiet, to_rgb
+from icnn.data.images import to_rgb
 from icnn.data.resample import side_by_side
 from icnn.errors import InputError
 from icnn.model.pipeline import load_pipeline
@@ -278,5 +278,4 @@ def as_photograph(image: "np.ndarray | Image.Image") -> np.ndarray:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise InputError(f"expected a PIL image or a NumPy array, got {type(image).__name__}")
-    with quiet():
-        return to_rgb(image, Path(getattr(image, "filename", "") or "the image"))
+    return to_rgb(image, Path(getattr(image, "filename", "") or "the image"))

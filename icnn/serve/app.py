@@ -4,10 +4,12 @@ import base64
 import io
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from icnn.classes import COLOURS, PARTS
+from icnn.data.face_box import Box
 from icnn.data.images import photograph_of
 from icnn.data.overlay import label_image
 from icnn.errors import InputError
@@ -21,6 +23,9 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+
+
+_Answer = tuple[dict[str, Any], int]  # JSON and HTTP status
 
 
 def missing() -> InputError:
@@ -49,7 +54,7 @@ def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pi
         If Flask is not installed.
     """
     try:
-        from flask import Flask, jsonify, request
+        from flask import Flask, request
     except ImportError:
         raise missing() from None
     from werkzeug.exceptions import HTTPException
@@ -59,52 +64,56 @@ def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pi
     app.json.sort_keys = False  # pyright: ignore[reportAttributeAccessIssue]: parts in the order of their ids
     one_at_a_time = threading.Lock()
 
-    @app.get("/")
-    def page():
-        return app.send_static_file("index.html")
-
-    @app.post("/parse")
-    def parse():
+    def parse() -> _Answer:
         kind = request.mimetype
         if not kind.startswith(_TYPES):
             got = kind or "none"
-            return jsonify(error=f"expected a photograph of type image/..., got the content type {got}"), 415
+            return {"error": f"expected a photograph of type image/..., got the content type {got}"}, 415
         data = request.get_data(cache=False)
-        # Decoding is serialised too, so that many requests do not multiply the memory.
-        with one_at_a_time:
+        with one_at_a_time:  # decoding too, so that many requests do not multiply the memory
             photograph = photograph_of(data, "the photograph", most_pixels)
-            boxes = finder = None
-            if face := request.args.get("face"):
-                boxes = [[box_of(numbers_of(face), photograph.shape[:2])]]
-            elif request.args.get("detect", "") not in ("", "0"):
-                if detect is None:
-                    raise InputError("expected OpenCV to find several faces, found none; pip install 'icnn[detect]'")
-                finder = detect
-            (parsed,) = parser.parse_photographs([photograph], boxes, finder)
-            return jsonify(answer_of(parsed))
+            boxes, finder = _faces_to_parse(request.args, photograph.shape[:2], detect)
+            return answer_of(parser.parse_photographs([photograph], boxes, finder)[0]), 200
 
-    @app.errorhandler(InputError)
-    def mistake(error: InputError):
-        return jsonify(error=str(error)), 400
-
-    @app.errorhandler(HTTPException)
-    def refused(error: HTTPException):
-        text = f"{error.code} {error.name}: {error.description}"
-        if error.code == 413:
-            text = f"expected a photograph of at most {most_bytes / (1 << 20):g} MB, got a larger one; scale it down"
-        return jsonify(error=text), error.code or 500
-
-    @app.errorhandler(Exception)
-    def broken(error: Exception):
-        print(f"icnn.serve: {type(error).__name__}: {error}", file=sys.stderr)
-        return jsonify(error="the server failed on this photograph; what happened is in its log"), 500
-
-    @app.after_request
-    def careful(response):
-        response.headers.update(_HEADERS)
-        return response
-
+    app.add_url_rule("/", view_func=lambda: app.send_static_file("index.html"), endpoint="page")
+    app.add_url_rule("/parse", view_func=parse, methods=["POST"])
+    app.register_error_handler(InputError, lambda error: ({"error": str(error)}, 400))
+    app.register_error_handler(HTTPException, lambda error: _refused(error, most_bytes))
+    app.register_error_handler(Exception, _failed)
+    app.after_request(_with_headers)
     return app
+
+
+def _faces_to_parse(
+    arguments: Mapping[str, str], size: tuple[int, int], detect: Detect | None
+) -> tuple[list[list[Box]] | None, Detect | None]:
+    """Return the boxes or the detector that a request's ``face=X,Y,W,H`` or ``detect=1`` asks for."""
+    if face := arguments.get("face"):
+        return [[box_of(numbers_of(face), size)]], None
+    if arguments.get("detect", "") in ("", "0"):
+        return None, None
+    if detect is None:
+        raise InputError("expected OpenCV to find several faces, found none; pip install 'icnn[detect]'")
+    return None, detect
+
+
+def _refused(error: Any, most_bytes: int) -> _Answer:
+    """Answer a request that HTTP's rules refuse (a werkzeug HTTPException)."""
+    text = f"{error.code} {error.name}: {error.description}"
+    if error.code == 413:
+        text = f"expected a photograph of at most {most_bytes / (1 << 20):g} MB, got a larger one; scale it down"
+    return {"error": text}, error.code or 500
+
+
+def _failed(error: Exception) -> _Answer:
+    """Answer a request that met an error of this program, and log the error."""
+    print(f"icnn.serve: {type(error).__name__}: {error}", file=sys.stderr)
+    return {"error": "the server failed on this photograph; what happened is in its log"}, 500
+
+
+def _with_headers(response: Any) -> Any:
+    response.headers.update(_HEADERS)
+    return response
 
 
 def answer_of(parsed: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from icnn.cli import Parser, Signals, natural, positive, progress, run
-from icnn.data.folder import write_face, write_split
+from icnn.data.write_folder import write_face, write_split
 from icnn.synthetic.faces import draw_face, face_generator
 
 

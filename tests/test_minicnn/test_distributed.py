@@ -14,7 +14,7 @@ from launching import finished, launched, workers
 from PIL import Image
 
 from icnn.config import Augment, Train
-from icnn.data.folder import write_face, write_split
+from icnn.data.write_folder import write_face, write_split
 from icnn.model.network import icnn_graph
 from icnn.stages import NETWORKS
 from icnn.synthetic.faces import synthetic_faces

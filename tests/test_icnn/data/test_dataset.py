@@ -10,8 +10,9 @@ from PIL import Image
 
 from icnn.classes import PARTS
 from icnn.data import folder as dataset
-from icnn.data.folder import DatasetWarning, Face, SmithFolder, find_helen, write_face, write_split
+from icnn.data.folder import DatasetWarning, Face, SmithFolder, find_helen
 from icnn.data.images import read_image
+from icnn.data.write_folder import write_face, write_split
 
 #: One column of pixels per part, left parts left of right ones; the order of the paper's ids 0..8.
 COLUMNS = (0, 2, 3, 6, 7, 9, 10, 11, 12)

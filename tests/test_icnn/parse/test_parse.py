@@ -17,7 +17,7 @@ import icnn.parse.__main__
 from icnn.classes import COLOURS, PARTS
 from icnn.cli import run
 from icnn.parse.__main__ import chosen_parts
-from icnn.parse.files import jobs_of
+from icnn.parse.files import list_inputs
 
 ROOT = Path(__file__).parents[3]
 ENDINGS = (".json", "_labels.png", "_overlay.png")
@@ -194,10 +194,10 @@ def test_names_that_would_meet_keep_their_folders(tmp_path, monkeypatch, inputs,
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    jobs = list(jobs_of([Path(path) for path in inputs], Path("out")))
-    assert all(job.source.is_file() for job in jobs)
-    assert len({job.source.resolve() for job in jobs}) == len(jobs)
-    found = [str(job.stem) for job in jobs]
+    items = list(list_inputs([Path(path) for path in inputs], Path("out")))
+    assert all(item.source.is_file() for item in items)
+    assert len({item.source.resolve() for item in items}) == len(items)
+    found = [str(item.output) for item in items]
     assert len(set(map(str.casefold, found))) == len(found)
     assert sorted(found) == stems
 
@@ -212,15 +212,15 @@ def test_a_million_photographs_are_not_in_memory(tmp_path, monkeypatch):
     def most_memory(use):
         tracemalloc.start()
         try:
-            assert use(jobs_of([tmp_path], tmp_path / "out")) == 20_000
+            assert use(list_inputs([tmp_path], tmp_path / "out")) == 20_000
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
 
     monkeypatch.setattr("os.walk", walk)
-    everything = most_memory(lambda jobs: len(list(jobs)))
+    everything = most_memory(lambda items: len(list(items)))
     least = min(
-        most_memory(lambda jobs: sum(1 for _ in jobs)) for _ in range(3)
+        most_memory(lambda items: sum(1 for _ in items)) for _ in range(3)
     )  # threads of other tests may still end
     assert least < everything / 20
 
@@ -232,7 +232,7 @@ def test_each_process_has_its_own_photographs_whatever_comes_and_goes(tmp_path):
 
     def shares(size):
         return [
-            {job.source for job in jobs_of([tmp_path], Path("out")) if job.belongs_to(rank, size)}
+            {item.source for item in list_inputs([tmp_path], Path("out")) if item.belongs_to(rank, size)}
             for rank in range(size)
         ]
 
