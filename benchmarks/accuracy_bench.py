@@ -191,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in options.only or [*CONDITIONS, TURNED]:
             chosen = turned(faces) if name == TURNED else faces
             changes = CONDITIONS.get(name, CONDITIONS["as they are"])
-            results = [evaluate(pipeline, [change(face) for face in chosen], 32, signals) for change in changes]
+            track = signals.tracked("evaluate")
+            results = [evaluate(pipeline, [change(face) for face in chosen], 32, track) for change in changes]
             rows.append(row(name, chosen, results))
     print(format_rows(rows))
     if options.json:

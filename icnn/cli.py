@@ -71,10 +71,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
 
     def add_memory(self) -> None:
-        """Add ``--memory SIZE``; the limit takes effect as soon as the option is parsed."""
+        """Add ``--memory SIZE``, in bytes once parsed; `limit_memory` applies it."""
         self.add_argument(
             "--memory",
-            type=limited_memory,
+            type=memory_size,
             metavar="SIZE",
             help="what the process may allocate at most, for example 4G (default: no limit)",
         )
@@ -83,19 +83,8 @@ class Parser(argparse.ArgumentParser):
 _LEAST_MEMORY = 512 << 20  # bytes, for the interpreter, the compiled kernels and BLAS
 
 
-def limited_memory(text: str) -> int:
-    """Parse a size in M or G (2^20 or 2^30 bytes) and cap this process's memory at it; an argparse type.
-
-    Returns
-    -------
-    int
-        The size in bytes.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If the text is no size, the size is below 512M, or the system cannot limit memory.
-    """
+def memory_size(text: str) -> int:
+    """Parse a size in M or G (2^20 or 2^30 bytes), at least 512M, to bytes; an argparse type."""
     number, unit = text[:-1], text[-1:].upper()
     if not number.isdecimal() or unit not in ("M", "G"):
         raise argparse.ArgumentTypeError(f"expected a size such as 4G or 800M, got {text!r}")
@@ -104,15 +93,27 @@ def limited_memory(text: str) -> int:
         raise argparse.ArgumentTypeError(
             f"expected at least {_LEAST_MEMORY >> 20}M for the program itself, got {text!r}"
         )
+    return size
+
+
+def limit_memory(size: int | None) -> None:
+    """Cap this process's memory at `size` bytes; None does nothing.
+
+    Raises
+    ------
+    InputError
+        If the system cannot limit memory.
+    """
+    if size is None:
+        return
     try:
         import resource
     except ImportError:
-        raise argparse.ArgumentTypeError("expected a system that can limit a process's memory, got none") from None
+        raise InputError("--memory: expected a system that can limit a process's memory, got none") from None
     # NumPy's BLAS allocates its workspace on first use, and aborts the process if that fails.
     np.dot(np.ones((64, 64)), np.ones((64, 64)))
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (size if most < 0 else min(size, most), most))
-    return size
 
 
 def positive(text: str) -> int:
@@ -155,6 +156,16 @@ class Signals:
         """Raise StopError if a signal has been received."""
         if self.number:
             raise StopError(self.number)
+
+    def tracked(self, description: str) -> Callable[[Iterable[Item]], Iterator[Item]]:
+        """Return a function that wraps an iterable: with a progress bar, and `check` before each item."""
+
+        def track(items: Iterable[Item]) -> Iterator[Item]:
+            for item in progress(items, description):
+                self.check()
+                yield item
+
+        return track
 
 
 def progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterable[Item]:

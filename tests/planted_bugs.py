@@ -415,10 +415,10 @@ BUGS = [
     Bug(
         "a training counts as finished before its weights are written",
         "icnn/train/trainer.py",
-        """    trainer.plan.save(run.weights_path(name), **metadata)
+        """        run.save_weights(name, trainer.plan, layout, side)
     return trainer.finish()""",
         """    done = trainer.finish()
-    trainer.plan.save(run.weights_path(name), **metadata)
+    run.save_weights(name, trainer.plan, layout, side)
     return done""",
         "test_training.py::test_a_kill_after_a_stopping_rule_applied_does_not_train_on",
     ),

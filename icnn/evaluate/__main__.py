@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from icnn.cli import Parser, Signals, compilation_announced, existing_folder, positive, run
+from icnn.cli import Parser, Signals, compilation_announced, existing_folder, limit_memory, positive, run
 from icnn.data.folder import SPLITS, SmithFolder
 from icnn.evaluate.scoring import evaluate
 from icnn.model.pipeline import load_pipeline
@@ -35,13 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_threads()
     parser.add_memory()
     options = parser.parse_args(argv)
+    limit_memory(options.memory)
     with Signals() as signals:
         backend, _ = choose_backend(options.backend)
         pipeline = load_pipeline(options.weights, backend, options.batch, options.threads)
         with compilation_announced():
             pipeline.warm_up()
         faces = SmithFolder(options.data).load_split(options.split)
-        result = evaluate(pipeline, faces, options.batch, signals)
+        result = evaluate(pipeline, faces, options.batch, signals.tracked("evaluate"))
     summary = result.summary(options.split)
     source = f"photographs in {options.data.resolve().name}, F from {len(faces)} of {options.split}"
     print(format_table(summary, source=source))

@@ -1,13 +1,12 @@
 """Evaluate a pipeline on annotated faces and fit its background modulation (Sec. 4.2) on them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from icnn.classes import PARTS
-from icnn.cli import Signals, progress
 from icnn.data.folder import Face
 from icnn.data.geometry import Letterbox
 from icnn.evaluate.metrics import bootstrap, confusion, f_measures
@@ -19,6 +18,9 @@ from icnn.stages import NETWORKS, PATCHES, STAGE2
 
 #: The two crop conditions: patches centred on stage 1's predictions, or on the true part centres.
 CONDITIONS = ("predicted", "ground_truth")
+
+#: Wraps what a loop goes through, to show its progress or to stop it; `iter` does neither.
+Track = Callable[[Iterable[Any]], Iterable[Any]]
 
 
 @dataclass
@@ -89,11 +91,10 @@ def true_centres(labels: np.ndarray, known: np.ndarray, pipeline: Pipeline) -> n
     return complete_centres(known, box.to_image(pipeline.layout - 0.5))
 
 
-def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Signals) -> Evaluation:
+def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, track: Track = iter) -> Evaluation:
     """Parse all faces, `batch` at a time, under both crop conditions; only stage 2's labels count (Sec. 4.2)."""
     result = Evaluation()
-    for start in progress(range(0, len(faces), batch), "evaluate"):
-        signals.check()
+    for start in track(range(0, len(faces), batch)):
         chunk = faces[start : start + batch]
         images = [face.image for face in chunk]
         truths = [face.labels() for face in chunk]
@@ -110,12 +111,13 @@ def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, signals: Sig
     return result
 
 
-def fit_pairs(pipeline: Pipeline, faces: Sequence[Face], batch: int, method: str, signals: Signals) -> dict[str, Fit]:
+def fit_pairs(
+    pipeline: Pipeline, faces: Sequence[Face], batch: int, method: str, track: Track = iter
+) -> dict[str, Fit]:
     """Fit (beta, beta0) per stage-2 network on full images with predicted centres; also sets `pipeline.pairs`."""
     truths = [face.labels() for face in faces]
     chunks = []
-    for start in progress(range(0, len(faces), batch), "modulation"):
-        signals.check()
+    for start in track(range(0, len(faces), batch)):
         images = [face.image for face in faces[start : start + batch]]
         chunks.append(pipeline.label_patches(images, pipeline.locate(images).centres))
     patches = PatchLogits(
@@ -123,8 +125,7 @@ def fit_pairs(pipeline: Pipeline, faces: Sequence[Face], batch: int, method: str
         [np.concatenate(parts) for parts in zip(*(chunk.logits for chunk in chunks), strict=True)],
     )
     fits = {}
-    for name in STAGE2:
-        signals.check()
+    for name in track(STAGE2):
         objective = HardF(name, truths, patches)
         soft_f = soft_objective(name, truths, patches)
         fits[name] = fit_modulation(soft_f, objective, method, RELEASED_STARTS.get(name, PLAIN))

@@ -1,4 +1,8 @@
-"""Read and validate a weights file: parameters, modulation, layout, model card."""
+"""Weights file of a network: parameters, modulation, layout, model card; written, read and validated here.
+
+Its metadata, all texts: `network`, its name; `preset`, `labels` and `size` of the graph; `version` of the program;
+`layout` (JSON) and `side`, only of stage 1; `beta`, `beta0`, `recentre` and `card` (JSON), once it is complete.
+"""
 
 import json
 from pathlib import Path
@@ -10,8 +14,8 @@ from icnn.errors import InputError
 from icnn.model.modulation import Pair
 from icnn.model.network import PRESETS, icnn_graph
 from icnn.stages import NETWORKS, PATCHES
-from minicnn import Graph
-from minicnn.checkpoint import CheckpointError, check_fit, load_tensors
+from minicnn import Graph, Plan
+from minicnn.checkpoint import CheckpointError, check_fit, load_tensors, save_tensors
 
 #: Folder of the weights shipped with the package.
 SHIPPED = Path(__file__).parents[1] / "weights"
@@ -63,6 +67,23 @@ def _weights_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: expected a folder with weights, found none; try the RUN folder of a training")
     return folder
+
+
+def write_network(path: Path, plan: Plan, name: str, layout: np.ndarray | None, side: float | None) -> None:
+    """Write a trained network, before its modulation is fitted; see `StoredNetwork` for the parameters."""
+    metadata: dict[str, object] = {"network": name}
+    if layout is not None:
+        metadata["layout"] = json.dumps(layout.round(4).tolist())
+    if side is not None:
+        metadata["side"] = side
+    plan.save(path, **metadata)
+
+
+def complete_network(path: Path, pair: Pair, recentre: float, card: str) -> None:
+    """Add modulation and model card to a file of `write_network`, and seal it; see `StoredNetwork`."""
+    parameters, metadata = load_tensors(path)
+    more = {"beta": pair[0], "beta0": pair[1], "recentre": recentre, "card": card}
+    save_tensors(path, parameters, {**metadata, **more}, sealed=True)
 
 
 def read_network(folder: Path, name: str) -> StoredNetwork:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from icnn.classes import PARTS
-from icnn.cli import Parser, Signals, compilation_announced, positive, progress, run
+from icnn.cli import Parser, Signals, compilation_announced, limit_memory, positive, progress, run
 from icnn.data.face_box import Box
 from icnn.data.images import read_image
 from icnn.data.overlay import label_image, overlay
@@ -47,6 +47,7 @@ class _Read(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``--help``."""
     options = _parser().parse_args(argv)
+    limit_memory(options.memory)
     if options.face is not None and options.detect:
         raise InputError("expected --face or --detect, got both; leave out one")
     face = numbers_of(options.face) if options.face is not None else None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from icnn.cli import Parser, Signals, compilation_announced, existing_folder, progress, run
+from icnn.cli import Parser, Signals, compilation_announced, existing_folder, limit_memory, progress, run
 from icnn.config import Config, config_text, load_config, recipes
 from icnn.data.folder import Face, SmithFolder
 from icnn.errors import InputError
@@ -20,6 +20,7 @@ from icnn.evaluate.metrics import confusion, f_measures
 from icnn.evaluate.scoring import Evaluation, evaluate, fit_pairs
 from icnn.model.modulation import PLAIN, Fit
 from icnn.model.pipeline import Pipeline, load_pipeline
+from icnn.model.weights import complete_network
 from icnn.report.page import format_table, write_report
 from icnn.report.showcase import pipeline_example, result_examples
 from icnn.stages import NETWORKS
@@ -27,7 +28,6 @@ from icnn.synthetic.faces import synthetic_faces
 from icnn.train.batches import require_parts
 from icnn.train.run_folder import Run, write_json
 from icnn.train.trainer import shard_count, train_network
-from minicnn.checkpoint import load_tensors, save_tensors
 from minicnn.distributed import Communicator, join
 from minicnn.kernels import choose_backend
 from minicnn.plan import VERSION
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status; see ``--help``."""
     parser = _parser()
     options = parser.parse_args(argv)
+    limit_memory(options.memory)
     if options.resume and (options.out or options.config):
         parser.error("--resume RUN has its own folder and settings: leave out --out, --config")
     comm = join()
@@ -125,11 +126,9 @@ def _evaluate(the_run: Run, config: Config, splits: Splits, backend: str, signal
     pipeline.recentre = config.evaluate.recentre
     with compilation_announced():
         pipeline.warm_up()
-    fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, signals)
-    for name in NETWORKS:
-        beta, beta0 = pipeline.pairs.get(name, PLAIN)
-        _add_metadata(the_run, name, beta=beta, beta0=beta0, recentre=pipeline.recentre)
-    result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals)
+    track = signals.tracked("modulation")
+    fits = fit_pairs(pipeline, splits.tuning, config.evaluate.batch, config.modulation.method, track)
+    result = evaluate(pipeline, splits.evaluated, config.evaluate.batch, signals.tracked("evaluate"))
     _write_results(the_run, config, splits, pipeline, fits, result)
 
 
@@ -202,13 +201,6 @@ def load_splits(config: Config) -> Splits:
     return Splits(drawn["exemplars"], drawn["tuning"], drawn[split], source)
 
 
-def _add_metadata(the_run: Run, name: str, **metadata: object) -> None:
-    """Add metadata to the weights file of one network."""
-    path = the_run.weights_path(name)
-    tensors, known = load_tensors(path)
-    save_tensors(path, tensors, {**known, **metadata}, sealed=True)
-
-
 def _card(config: Config, splits: Splits, summary: dict[str, Any]) -> str:
     """Return the model card as JSON: settings, data, scores and terms of use."""
     settings = replace(config, data="")  # a local path is meaningless on other machines
@@ -243,7 +235,8 @@ def _write_results(
     summary = result.summary(config.evaluate.split)
     card = _card(config, splits, summary)
     for name in NETWORKS:
-        _add_metadata(the_run, name, card=card)
+        pair = pipeline.pairs.get(name, PLAIN)
+        complete_network(the_run.weights_path(name), pair, pipeline.recentre, card)
     baselines = baseline_scores(splits)
     modulation = {
         name: {"beta": fit.pair[0], "beta0": fit.pair[1], "before": fit.before, "after": fit.after}

@@ -15,7 +15,9 @@ from filelock import FileLock, Timeout
 
 from icnn.config import Config, save_config
 from icnn.errors import InputError
+from icnn.model.weights import write_network
 from icnn.stages import NETWORKS
+from minicnn import Plan
 from minicnn.checkpoint import CheckpointError, atomic_path, load_tensors, remove_unfinished, save_tensors
 
 
@@ -155,6 +157,10 @@ class Run:
     def weights_path(self, network: str) -> Path:
         """Return the path of the weights file of one network."""
         return self.folder / "weights" / f"{network}.safetensors"
+
+    def save_weights(self, network: str, plan: Plan, layout: np.ndarray | None, side: float | None) -> None:
+        """Write the weights file of one network; see `icnn.model.weights.write_network`."""
+        write_network(self.weights_path(network), plan, network, layout, side)
 
     # ---- log.jsonl
 

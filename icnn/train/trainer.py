@@ -1,6 +1,5 @@
 """Training of one network (Sec. 2.5 and 4.2): SGD steps, validation, early stopping, checkpoints."""
 
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -75,22 +74,22 @@ def train_network(
     if state is not None:
         trainer.restore(*state)
     batches = Batches(name, samples, train, augment, config.seed)
-    metadata = {"network": name}
+    layout = side = None
     if name == "stage1":
-        metadata["layout"] = _layout(faces, train.centre)
-        metadata["side"] = str(np.mean([max(face.pixels.shape[:2]) for face in faces]))
+        layout = _layout(faces, train.centre)
+        side = float(np.mean([max(face.pixels.shape[:2]) for face in faces]))
     trainer.train(batches, signals)
     if comm.rank == 0:
-        trainer.plan.save(run.weights_path(name), **metadata)
+        run.save_weights(name, trainer.plan, layout, side)
     return trainer.finish()  # after the weights: if killed in between, a resumed run writes them again
 
 
-def _layout(faces: Sequence[Face], rule: str) -> str:
-    """Return the mean part centres of the training faces as JSON, the fallback layout in stage 1's weights."""
+def _layout(faces: Sequence[Face], rule: str) -> np.ndarray:
+    """Return the mean part centres (6, 2) of the training faces, the fallback layout in stage 1's weights."""
     size = NETWORKS["stage1"].size
     centres = [part_centres(face.labels(), rule) for face in faces]
     boxes = [Letterbox.of(face.pixels.shape[0], face.pixels.shape[1], size) for face in faces]
-    return json.dumps(mean_layout(centres, boxes, size).round(4).tolist())
+    return mean_layout(centres, boxes, size)
 
 
 _LOSSES_A_READ = 16  # steps between two reads of the losses

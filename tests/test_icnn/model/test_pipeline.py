@@ -560,7 +560,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def run(pipeline, faces, batch=2):
-    return evaluate(pipeline, faces, batch, Signals())
+    return evaluate(pipeline, faces, batch)
 
 
 def test_networks_that_know_the_truth_score_1():
@@ -685,7 +685,7 @@ def test_a_signal_stops_evaluation():
     signals = Signals()
     signals.number = 2
     with pytest.raises(StopError):
-        evaluate(oracle(), [coloured_face()], 1, signals)
+        evaluate(oracle(), [coloured_face()], 1, signals.tracked("evaluate"))
 
 
 # ---------------------------------------------------------------- fitting the modulation on full images
@@ -751,7 +751,7 @@ def distorted_oracle(**shifts):
 def test_fitting_sets_the_pairs_and_undoes_a_shifted_background(method, shift):
     faces = [coloured_face(shape) for shape in SIZES[:2]]
     pipeline = distorted_oracle(eye=shift, mouth=shift)
-    fits = fit_pairs(pipeline, faces, 2, method, Signals())
+    fits = fit_pairs(pipeline, faces, 2, method)
     assert pipeline.pairs == {name: fit.pair for name, fit in fits.items()}
     assert list(fits) == list(STAGE2)
     for name in ("eye", "mouth"):
@@ -766,7 +766,7 @@ def test_fitting_never_lowers_the_hard_f(method):
     pipeline = Pipeline(random_networks(1))
     images, truths = [face.image for face in faces], [face.labels() for face in faces]
     patches = pipeline.label_patches(images, pipeline.locate(images).centres)
-    fits = fit_pairs(pipeline, faces, 1, method, Signals())
+    fits = fit_pairs(pipeline, faces, 1, method)
     for name, fit in fits.items():
         objective = HardF(name, truths, patches)
         assert objective(PLAIN) == fit.before <= fit.after == objective(fit.pair)
@@ -784,7 +784,7 @@ def test_fitted_pairs_are_what_parsing_then_uses():
 def test_fitting_does_not_build_on_earlier_pairs():
     faces = [coloured_face()]
     fresh, used = Pipeline(random_networks(1)), Pipeline(random_networks(1), {"nose": (3.0, 2.0)})
-    assert fit_pairs(fresh, faces, 1, "lbfgsb", Signals()) == fit_pairs(used, faces, 1, "lbfgsb", Signals())
+    assert fit_pairs(fresh, faces, 1, "lbfgsb") == fit_pairs(used, faces, 1, "lbfgsb")
 
 
 def test_probabilities_of_a_patch_sum_to_1():

@@ -9,7 +9,6 @@ from PIL import Image
 from safetensors import safe_open
 
 from icnn.classes import MIRRORED
-from icnn.cli import Signals
 from icnn.data.folder import SmithFolder, find_helen
 from icnn.evaluate.metrics import confusion, f_measures
 from icnn.evaluate.scoring import evaluate
@@ -55,7 +54,7 @@ def faces():
 
 def test_they_score_what_they_say(faces):
     """Of the photographs that nothing was chosen on."""
-    result = evaluate(load_pipeline(SHIPPED, "numba", 32), faces, 32, Signals())
+    result = evaluate(load_pipeline(SHIPPED, "numba", 32), faces, 32)
     said = json.loads(metadata_of("stage1")["card"])["scores"]
     for condition, scores in result.summary("testing")["crops"].items():
         assert scores == pytest.approx(said["crops"][condition], abs=5e-4)
