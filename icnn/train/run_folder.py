@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from icnn.config import Config, save_config
 from icnn.errors import InputError
 from icnn.stages import NETWORKS
+from minicnn import Plan
 from minicnn.checkpoint import CheckpointError, atomic_path, load_tensors, remove_unfinished, save_tensors
 
 
@@ -65,11 +66,14 @@ class Run:
         Folder of an earlier training, or one that `open` will create.
     """
 
+    #: Whether this process writes to the folder, and shows what happens.
+    writes = True
+
     def __init__(self, folder: Path):
         self.folder = folder
 
     @classmethod
-    def new(cls, folder: Path | None) -> "Run":
+    def new(cls, folder: Path | None) -> Self:
         """Return a run in a new folder (default runs/<date-time>), which `open` will create.
 
         Raises
@@ -156,6 +160,14 @@ class Run:
         """Return the path of the weights file of one network."""
         return self.folder / "weights" / f"{network}.safetensors"
 
+    def save_weights(self, network: str, plan: Plan, metadata: Mapping[str, Any]) -> None:
+        """Write a network's parameters and metadata to its weights file."""
+        plan.save(self.weights_path(network), **metadata)
+
+    def say(self, text: str) -> None:
+        """Print a line for the user."""
+        print(text, flush=True)
+
     # ---- log.jsonl
 
     def log(self, entry: Mapping[str, Any]) -> None:
@@ -208,6 +220,40 @@ class Run:
         if progress is None or not progress.sound():
             raise CheckpointError(f"{path}: expected the state of a training with its progress, found none")
         return tensors, progress
+
+
+class ReadOnlyRun(Run):
+    """RUN folder of a process that trains together with the one that writes; it only reads."""
+
+    writes = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def require_new(self) -> None:
+        pass
+
+    def open(self, config: Config) -> None:
+        pass
+
+    def note_faces(self, digest: str) -> None:
+        pass
+
+    def save_weights(self, network: str, plan: Plan, metadata: Mapping[str, Any]) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        pass
+
+    def forget_log(self, network: str, after: int) -> None:
+        pass
+
+    def save_state(self, network: str, tensors: Mapping[str, np.ndarray], progress: Progress) -> None:
+        pass
 
 
 def _log_entry(line: str) -> dict[str, Any] | None:
