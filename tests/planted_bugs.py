@@ -415,11 +415,8 @@ BUGS = [
     Bug(
         "a training counts as finished before its weights are written",
         "icnn/train/trainer.py",
-        """        run.save_weights(name, trainer.plan, layout, side)
-    return trainer.finish()""",
-        """    done = trainer.finish()
-    run.save_weights(name, trainer.plan, layout, side)
-    return done""",
+        "    run.save_weights(name, trainer.plan, layout, side)\n    return trainer.finish()",
+        "    done = trainer.finish()\n    run.save_weights(name, trainer.plan, layout, side)\n    return done",
         "test_training.py::test_a_kill_after_a_stopping_rule_applied_does_not_train_on",
     ),
     Bug(

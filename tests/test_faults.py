@@ -63,7 +63,7 @@ def test_a_full_disk_stops_with_one_line_and_the_training_goes_on_later(photogra
 
     def filled_up(self, speed):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-        validate(self, speed)
+        return validate(self, speed)
 
     monkeypatch.setattr(icnn.train.trainer.Trainer, "_validate", filled_up)
     try:

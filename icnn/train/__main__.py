@@ -25,9 +25,9 @@ from icnn.report.page import format_table, write_report
 from icnn.report.showcase import pipeline_example, result_examples
 from icnn.stages import NETWORKS
 from icnn.synthetic.faces import synthetic_faces
-from icnn.train.batches import require_parts
-from icnn.train.run_folder import Run, write_json
-from icnn.train.trainer import shard_count, train_network
+from icnn.train.batches import require_parts, shard_count
+from icnn.train.run_folder import ReadOnlyRun, Run, write_json
+from icnn.train.trainer import train_network
 from minicnn.distributed import Communicator, join
 from minicnn.kernels import choose_backend
 from minicnn.plan import VERSION
@@ -54,36 +54,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--resume RUN has its own folder and settings: leave out --out, --config")
     comm = join()
     with Signals() as signals, ExitStack() as held:
-        the_run = Run(options.resume) if options.resume else Run.new(options.out)
+        folder = ReadOnlyRun if comm.rank else Run  # of several processes, one writes
+        the_run = folder(options.resume) if options.resume else folder.new(options.out)
         config = _settings(options, the_run, comm)
-        if options.resume and comm.rank == 0:
+        if options.resume:
             held.enter_context(the_run.locked())
         backend, reason = choose_backend(options.backend)
-        _say(comm, f"{the_run.folder}: {reason}")
+        the_run.say(f"{the_run.folder}: {reason}")
         splits = load_splits(config)
-        require_parts(splits.exemplars)
-        faces = digest_of([*splits.exemplars, *splits.tuning])
-        require_same(comm, config, faces)
+        faces = _check_faces(comm, config, splits)
         if options.resume:
             the_run.require_faces(faces)
         signals.check()
-        if comm.rank == 0:
-            if not options.resume:  # nothing is written before all user input is checked
-                held.enter_context(the_run.locked())
-                the_run.require_new()  # another process may have created it meanwhile
-            the_run.open(config)
-            the_run.note_faces(faces)
+        if not options.resume:  # nothing is written before all user input is checked
+            held.enter_context(the_run.locked())
+            the_run.require_new()  # another process may have created it meanwhile
+        the_run.open(config)
+        the_run.note_faces(faces)
         for name in NETWORKS:
             done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals, comm)
-            _say(comm, f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}")
-        if comm.rank == 0:
+            the_run.say(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}")
+        if the_run.writes:
             _evaluate(the_run, config, splits, backend, signals)
     return 0
 
 
-def _say(comm: Communicator, text: str) -> None:
-    if comm.rank == 0:
-        print(text, flush=True)
+def _check_faces(comm: Communicator, config: Config, splits: Splits) -> str:
+    """Check that the faces can be trained on, and are the same in all processes; return their digest."""
+    require_parts(splits.exemplars)
+    digest = digest_of([*splits.exemplars, *splits.tuning])
+    require_same(comm, config, digest)
+    return digest
 
 
 def digest_of(faces: Sequence[Face]) -> str:

@@ -22,6 +22,7 @@ from icnn.errors import InputError
 from icnn.model.centres import part_centres
 from icnn.model.patches import cut_patch, patch_origin
 from icnn.stages import NETWORKS, PATCHES, STAGE2, Patch
+from minicnn.distributed import Communicator, shards_of
 
 #: First element of the spawn key for each use of a run's seed, so that no two uses share a random stream.
 ORDER, AUGMENT, WEIGHTS = 0, 1, 2
@@ -219,3 +220,29 @@ def validation_batch(samples: Sequence[Sample], train: Train) -> Batch:
         labels = patch.to_network_labels()[labels_of(values[..., 3:], inside, train.label_rule)]
         made.append((normalise(values[..., :3], inside), labels, inside.astype(np.float32)))
     return Batch(*(np.stack(arrays) for arrays in zip(*made, strict=True)))
+
+
+def shard_count(train: Train, comm: Communicator) -> int:
+    """Return the number of shards per batch: `train.shards`, but at least one per process.
+
+    Raises
+    ------
+    InputError
+        If the batch has fewer images than shards, or the shards cannot be divided evenly among the processes.
+    """
+    count = max(train.shards, comm.size)
+    if count > train.batch:
+        raise InputError(
+            f"expected a batch of at least one image a shard, got train.batch {train.batch} for {count} shards; "
+            f"raise train.batch, or start fewer processes"
+        )
+    if count % comm.size:
+        raise InputError(f"expected train.shards to be a multiple of the {comm.size} processes, got {count}")
+    return count
+
+
+def own_shards(train: Train, comm: Communicator) -> list[slice]:
+    """Return the batch slices of the shards that this process computes, in order."""
+    shards = shards_of(train.batch, shard_count(train, comm))
+    each = len(shards) // comm.size
+    return shards[comm.rank * each : (comm.rank + 1) * each]

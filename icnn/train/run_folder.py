@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -67,11 +67,14 @@ class Run:
         Folder of an earlier training, or one that `open` will create.
     """
 
+    #: Whether this process writes to the folder, and shows what happens.
+    writes = True
+
     def __init__(self, folder: Path):
         self.folder = folder
 
     @classmethod
-    def new(cls, folder: Path | None) -> "Run":
+    def new(cls, folder: Path | None) -> Self:
         """Return a run in a new folder (default runs/<date-time>), which `open` will create.
 
         Raises
@@ -162,6 +165,10 @@ class Run:
         """Write the weights file of one network; see `icnn.model.weights.write_network`."""
         write_network(self.weights_path(network), plan, network, layout, side)
 
+    def say(self, text: str) -> None:
+        """Print a line for the user."""
+        print(text, flush=True)
+
     # ---- log.jsonl
 
     def log(self, entry: Mapping[str, Any]) -> None:
@@ -214,6 +221,40 @@ class Run:
         if progress is None or not progress.sound():
             raise CheckpointError(f"{path}: expected the state of a training with its progress, found none")
         return tensors, progress
+
+
+class ReadOnlyRun(Run):
+    """RUN folder of a process that trains together with the one that writes; it only reads."""
+
+    writes = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        yield
+
+    def require_new(self) -> None:
+        pass
+
+    def open(self, config: Config) -> None:
+        pass
+
+    def note_faces(self, digest: str) -> None:
+        pass
+
+    def save_weights(self, network: str, plan: Plan, layout: np.ndarray | None, side: float | None) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        pass
+
+    def forget_log(self, network: str, after: int) -> None:
+        pass
+
+    def save_state(self, network: str, tensors: Mapping[str, np.ndarray], progress: Progress) -> None:
+        pass
 
 
 def _log_entry(line: str) -> dict[str, Any] | None:

@@ -2,23 +2,23 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import chain
 
 import numpy as np
-from tqdm import tqdm
 
 from icnn.cli import NotFiniteError, Signals, StopError, compilation_announced
 from icnn.config import Config, Train
 from icnn.data.folder import Face
 from icnn.data.geometry import Letterbox
-from icnn.errors import InputError
 from icnn.evaluate.metrics import confusion, mean_f
 from icnn.model.centres import mean_layout, part_centres
 from icnn.model.network import icnn_graph
 from icnn.stages import NETWORKS
-from icnn.train.batches import WEIGHTS, Batch, Batches, samples_of, spawned, validation_batch
-from icnn.train.live import CROPS, save_crops, shown_crops, write_progress
+from icnn.train.batches import WEIGHTS, Batch, Batches, own_shards, samples_of, shard_count, spawned, validation_batch
+from icnn.train.events import CropsLabelled, Event, StepDone, Validated, listening
+from icnn.train.live import CROPS, shown_crops
 from icnn.train.run_folder import Progress, Run
 from minicnn import SGD, Plan
 from minicnn.distributed import SINGLE, Communicator, sharded_step, shards_of
@@ -37,7 +37,7 @@ def train_network(
 ) -> Progress:
     """Train one network and write its weights, resuming from the run's checkpoint if there is one.
 
-    In distributed training every process calls this with the same arguments; only rank 0 writes.
+    In distributed training every process calls this with the same arguments, but for `run`: only one process's writes.
 
     Parameters
     ----------
@@ -63,10 +63,10 @@ def train_network(
     StopError
         After a signal; the checkpoint is of the step at which it stopped.
     """
-    comm.barrier()  # wait until rank 0 has written the previous network
+    comm.barrier()  # wait until the process that writes has written the previous network
     if (state := run.load_state(name)) is not None and state[1].finished:
         return state[1]
-    comm.barrier()  # wait until all ranks have read the state that rank 0 will overwrite
+    comm.barrier()  # wait until all have read the state, which will be overwritten
     train, augment = config.for_network(name)
     samples = samples_of(name, faces, train.centre)
     validation = validation_batch(samples_of(name, validation_faces, train.centre), train)
@@ -78,9 +78,12 @@ def train_network(
     if name == "stage1":
         layout = _layout(faces, train.centre)
         side = float(np.mean([max(face.pixels.shape[:2]) for face in faces]))
-    trainer.train(batches, signals)
-    if comm.rank == 0:
-        run.save_weights(name, trainer.plan, layout, side)
+    with listening(run, config, name, trainer.step_count) as listen, closing(trainer.train(batches, signals)) as events:
+        with compilation_announced():  # the first step needs every kernel
+            first = next(events, None)
+        for event in chain(() if first is None else (first,), events):
+            listen(event)
+    run.save_weights(name, trainer.plan, layout, side)
     return trainer.finish()  # after the weights: if killed in between, a resumed run writes them again
 
 
@@ -105,10 +108,11 @@ class Trainer:
     train : Train
     config : Config
     run : Run
+        Gets the checkpoints.
     backend : str
     validation : Batch
     comm : Communicator
-        Processes of a distributed training; only rank 0 writes files.
+        Processes of a distributed training.
 
     Raises
     ------
@@ -135,7 +139,6 @@ class Trainer:
         self.plan = Plan(graph, largest, backend, seed=seed, threads=config.threads or None)
         self._name = name
         self._train = train
-        self._config = config
         self._run = run
         self._validation = validation
         shown = shown_crops(validation, min(CROPS, largest))
@@ -152,8 +155,12 @@ class Trainer:
         self._ema = tensors.get("average", self._ema)  # only present if EMA is enabled
         self._progress = progress
         self.plan.restore(tensors, progress.step)
-        if self._comm.rank == 0:
-            self._run.forget_log(self._name, progress.step)
+        self._run.forget_log(self._name, progress.step)
+
+    @property
+    def step_count(self) -> int:
+        """Number of steps done."""
+        return self._progress.step
 
     @property
     def _over(self) -> bool:
@@ -165,45 +172,57 @@ class Trainer:
             or bool(settings.stop_after_rises and progress.rises >= settings.stop_after_rises)
         )
 
-    def train(self, batches: Batches, signals: Signals) -> None:
-        """Train until the last step or a stopping rule, then load the weights to keep into the plan."""
-        progress, steps = self._progress, self._train.steps
+    def train(self, batches: Batches, signals: Signals) -> Generator[Event, None, None]:
+        """Train until the last step or a stopping rule, then load the weights to keep into the plan.
+
+        Yields
+        ------
+        Event
+            What has happened; the next step is computed when the next event is asked for.
+
+        Raises
+        ------
+        NotFiniteError, StopError
+            As `train_network`.
+        """
+        progress = self._progress
         if progress.step == 0:
             self._save()
-        bar = tqdm(total=steps, initial=progress.step, desc=self._name, unit="step", disable=None, dynamic_ncols=True)
         started, seen = time.perf_counter(), 0
         pictured = batches.epochs(progress.step)
-        stop = progress.step if self._over else steps
+        stop = progress.step if self._over else self._train.steps
         part = slice(self._shards[0].start, self._shards[-1].stop)
-        with bar:
-            for batch in batches.ahead(progress.step, stop, part=part):
-                if number := self._comm.all_max(signals.number):  # so that all ranks stop at the same step
-                    self._read_losses()
-                    self._save()
-                    raise StopError(number)
-                with compilation_announced():
-                    self._step(batch)
-                seen += self._train.batch
-                speed = seen / (time.perf_counter() - started)
-                validate = progress.step % self._train.validate_every == 0 or progress.step == steps
-                if validate or len(self._losses) == _LOSSES_A_READ:
-                    self._read_losses()
-                    loss = progress.loss_sum / progress.loss_count
-                    bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s", False)
-                    if batches.epochs(progress.step) > pictured and not validate:
-                        with self._as_kept():
-                            labels = self._labels_of_shown()
-                        self._picture(labels)
-                        pictured = batches.epochs(progress.step)
-                bar.update()
-                if validate:
-                    self._validate(speed)
-                    self._save()
-                    started, seen = time.perf_counter(), 0
-                    if self._over:
-                        break
+        for batch in batches.ahead(progress.step, stop, part=part):
+            self._stop_on(signals)
+            self._step(batch)
+            seen += self._train.batch
+            speed = seen / (time.perf_counter() - started)
+            validate = progress.step % self._train.validate_every == 0 or progress.step == self._train.steps
+            if not validate and len(self._losses) < _LOSSES_A_READ:
+                yield StepDone(None, speed)
+                continue
+            self._read_losses()
+            yield StepDone(progress.loss_sum / progress.loss_count, speed)
+            if validate:
+                yield from self._validate(speed)
+                self._save()
+                started, seen = time.perf_counter(), 0
+                if self._over:
+                    break
+            elif batches.epochs(progress.step) > pictured:
+                with self._as_kept():
+                    labels = self._labels_of_shown()
+                yield CropsLabelled(progress.step, self._shown, labels)
+                pictured = batches.epochs(progress.step)
         kept = self._best if self._train.keep == "best" else self._candidate()
         self.plan.restore({**self.plan.state(), "values": kept}, progress.step)
+
+    def _stop_on(self, signals: Signals) -> None:
+        """Save the state and raise StopError, in all processes at the same step, if one of them received a signal."""
+        if number := self._comm.all_max(signals.number):
+            self._read_losses()
+            self._save()
+            raise StopError(number)
 
     def finish(self) -> Progress:
         """Mark the training as finished in the checkpoint, once the weights are written."""
@@ -240,8 +259,6 @@ class Trainer:
             self._progress.loss_count += 1
 
     def _save(self) -> None:
-        if self._comm.rank:
-            return
         tensors = {**self.plan.state(), "best": self._best}
         if self._train.ema:
             tensors["average"] = self._ema
@@ -263,15 +280,8 @@ class Trainer:
         """Predict the labels of the displayed validation crops with the plan's weights, (n, S, S)."""
         return self.plan.download(self.plan.forward(self._shown.images)).argmax(1)
 
-    def _picture(self, labels: np.ndarray) -> None:
-        """Write the displayed crops with these labels, and update the live report."""
-        if self._comm.rank:
-            return
-        save_crops(self._run, self._name, self._progress.step, self._shown, labels)
-        write_progress(self._run, self._config)
-
-    def _validate(self, speed: float) -> None:
-        """Score the validation crops, log the result and keep the best weights."""
+    def _validate(self, speed: float) -> list[Event]:
+        """Score the validation crops, keep the best weights, and return what is to be logged and shown."""
         progress = self._progress
         with self._as_kept() as candidate:
             loss, f = validation_scores(self.plan, self._name, self._validation, self._comm)
@@ -284,20 +294,11 @@ class Trainer:
             self._best = candidate
         train_loss = progress.loss_sum / progress.loss_count
         progress.loss_sum, progress.loss_count = 0.0, 0
-        if self._comm.rank:
-            return
-        self._run.log(
-            {
-                "network": self._name,
-                "step": progress.step,
-                "loss": train_loss,
-                "lr": self._optimiser.rate(progress.step - 1),
-                "validation_loss": loss,
-                "validation_f": f,
-                "images_per_second": round(speed, 1),
-            }
-        )
-        self._picture(labels)
+        rate = self._optimiser.rate(progress.step - 1)
+        return [
+            Validated(self._name, progress.step, train_loss, rate, loss, f, round(speed, 1)),
+            CropsLabelled(progress.step, self._shown, labels),
+        ]
 
 
 def schedule_of(train: Train) -> Schedule:
@@ -305,32 +306,6 @@ def schedule_of(train: Train) -> Schedule:
     if train.schedule == "constant":
         return Constant(train.lr)
     return Cosine(train.lr, train.steps, round(train.warmup * train.steps))
-
-
-def shard_count(train: Train, comm: Communicator) -> int:
-    """Return the number of shards per batch: `train.shards`, but at least one per process.
-
-    Raises
-    ------
-    InputError
-        If the batch has fewer images than shards, or the shards cannot be divided evenly among the processes.
-    """
-    count = max(train.shards, comm.size)
-    if count > train.batch:
-        raise InputError(
-            f"expected a batch of at least one image a shard, got train.batch {train.batch} for {count} shards; "
-            f"raise train.batch, or start fewer processes"
-        )
-    if count % comm.size:
-        raise InputError(f"expected train.shards to be a multiple of the {comm.size} processes, got {count}")
-    return count
-
-
-def own_shards(train: Train, comm: Communicator) -> list[slice]:
-    """Return the batch slices of the shards that this process computes, in order."""
-    shards = shards_of(train.batch, shard_count(train, comm))
-    each = len(shards) // comm.size
-    return shards[comm.rank * each : (comm.rank + 1) * each]
 
 
 def validation_scores(plan: Plan, name: str, validation: Batch, comm: Communicator = SINGLE) -> tuple[float, float]:

@@ -18,9 +18,8 @@ from icnn.data.write_folder import write_face, write_split
 from icnn.model.network import icnn_graph
 from icnn.stages import NETWORKS
 from icnn.synthetic.faces import synthetic_faces
-from icnn.train.batches import Batches, samples_of
+from icnn.train.batches import Batches, own_shards, samples_of
 from icnn.train.run_folder import Run
-from icnn.train.trainer import own_shards
 from minicnn import SGD, Plan
 from minicnn.checkpoint import load_tensors
 from minicnn.distributed import SINGLE, Communicator, sharded_step, shards_of
