@@ -505,7 +505,7 @@ def count(kernel, images):
     arrays, scalars = draw_example(kernel, "float32", np.random.default_rng(0))
     scratch = np.zeros(kernels.scratch_size(kernel, **EXAMPLES[kernel][0]), np.float32)
     everything = {**arrays, "s": scratch, **scalars}
-    passed = [everything[argument.name] for argument in SIGNATURES[kernel]]
+    passed = [everything[argument.name] for argument in SIGNATURES[kernel].arguments]
     before = rtsys.get_allocation_stats().alloc
     getattr(kernels, kernel)(*passed)
     return rtsys.get_allocation_stats().alloc - before, sum(isinstance(one, np.ndarray) for one in passed)
