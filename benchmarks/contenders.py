@@ -13,6 +13,7 @@ from measure import convolution_flops
 from icnn.model.network import icnn_graph
 from icnn.stages import NETWORKS
 from minicnn.kernels import get_backend
+from minicnn.kernels.backend import Backend
 from minicnn.layers import Conv2D
 from minicnn.memory import needs_gradient
 
@@ -124,7 +125,7 @@ def event_clock(cupy: ModuleType) -> Clock:
     return clock
 
 
-def captured_clock(kernels: ModuleType) -> Clock:
+def captured_clock(kernels: Backend) -> Clock:
     """Return a timer that replays the calls as one CUDA graph, as a plan's step does, without Python in between."""
     clock = event_clock(kernels.cupy)
 
@@ -212,7 +213,7 @@ def example(convolution: Convolution, batch: int) -> tuple[np.ndarray, ...]:
     return x, w / k**2, b, dy
 
 
-def make(kernels: ModuleType, array: np.ndarray, halo: int):
+def make(kernels: Backend, array: np.ndarray, halo: int):
     """Allocate an array of the same shape and dtype from the backend, as a plan does: feature maps with a halo."""
     if array.ndim == 4 and array.shape[2] > 2 * halo + 1:
         return kernels.planes(array.shape, array.dtype, halo)

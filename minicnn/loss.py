@@ -1,10 +1,10 @@
 """Per-pixel softmax cross-entropy loss (Sec. 2.4 and 2.5)."""
 
 from collections.abc import Callable
-from types import ModuleType
 
 import numpy as np
 
+from minicnn.kernels.backend import Backend
 from minicnn.layers import Shape
 
 
@@ -32,7 +32,7 @@ class SoftmaxCrossEntropy:
         Last loss, and the sum of its weights, which the gradient is divided by.
     """
 
-    def __init__(self, kernels: ModuleType, shape: Shape, batch: int, dtype: str):
+    def __init__(self, kernels: Backend, shape: Shape, batch: int, dtype: str):
         count, height, width = shape
         pixels = (batch, height, width)
         self._kernels = kernels

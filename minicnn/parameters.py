@@ -1,11 +1,11 @@
 """Learnt parameters of a network in one flat buffer, with named views into it."""
 
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 
 import numpy as np
 
 from minicnn.graph import Graph
+from minicnn.kernels.backend import Backend
 
 
 class Views(Mapping[str, np.ndarray]):
@@ -48,7 +48,7 @@ class Parameters:
         Views of `flat` and `flat_gradients` by "node/array".
     """
 
-    def __init__(self, graph: Graph, kernels: ModuleType, dtype: str):
+    def __init__(self, graph: Graph, kernels: Backend, dtype: str):
         shapes = graph.parameter_shapes
         count = sum(int(np.prod(shape)) for shape in shapes.values())
         self.flat = kernels.zeros(count, dtype)

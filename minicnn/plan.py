@@ -10,7 +10,6 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from minicnn.checkpoint import check_fit, load_tensors, save_tensors
 from minicnn.graph import Graph, Node
 from minicnn.kernels import BackendError, get_backend
+from minicnn.kernels.backend import Backend
 from minicnn.kernels.host import cores
 from minicnn.layers import Concat, Conv2D, Shape
 from minicnn.loss import SoftmaxCrossEntropy
@@ -54,7 +54,7 @@ class _Passes(NamedTuple):
 class _Recorder:
     """Backend stand-in that collects a layer's kernel calls, bound to their arrays, without executing them."""
 
-    def __init__(self, kernels: ModuleType):
+    def __init__(self, kernels: Backend):
         self._kernels = kernels
         self.calls: list[Call] = []
 

@@ -70,7 +70,7 @@ class Caller:
         self.threads = 1 if backend == "numpy" else 2  # idle threads of BLAS spin: slow on a busy machine
 
     def __call__(self, kernel: str, *arrays: np.ndarray, **scalars: float) -> None:
-        signature = SIGNATURES[kernel]
+        signature = SIGNATURES[kernel].arguments
         passed = [argument for argument in signature if argument.role not in ("scratch", "scalar")]
         letters: dict[str, int] = {}
         for argument, array in zip(passed, arrays, strict=True):
@@ -121,7 +121,7 @@ def draw_arrays(
 ) -> dict[str, np.ndarray]:
     """Valid arrays for a kernel of any sizes, by name; outputs are filled with NaN."""
     arrays: dict[str, np.ndarray] = {}
-    for argument in SIGNATURES[kernel]:
+    for argument in SIGNATURES[kernel].arguments:
         if argument.role in ("scratch", "scalar"):
             continue
         shape = tuple(sizes[letter] for letter in argument.shape)

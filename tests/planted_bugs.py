@@ -35,7 +35,7 @@ class Bug(NamedTuple):
 
 REFERENCE, LAYERS, PLAN = "minicnn/kernels/reference.py", "minicnn/layers.py", "minicnn/plan.py"
 SCHEDULE = "minicnn/schedule.py"
-GPU = "minicnn/kernels/cuda/backend.py"
+GPU, GPU_DEVICE = "minicnn/kernels/cuda/backend.py", "minicnn/kernels/cuda/device.py"
 RESAMPLE, CENTRES, MODULATION = "icnn/data/resample.py", "icnn/model/centres.py", "icnn/model/modulation.py"
 
 BUGS = [
@@ -113,7 +113,7 @@ BUGS = [
     ),
     Bug(
         "two of equal numbers take the gradient of their maximum",
-        "minicnn/kernels/cpu/backend.py",
+        "minicnn/kernels/cpu/pool.py",
         "second = b == peak and a != peak",
         "second = b == peak",
         "test_kernels.py::test_ties_in_an_interlinking_layer[numba]",
@@ -456,35 +456,35 @@ BUGS = [
     ),
     Bug(
         "GPU: a batch is computed before it has arrived",
-        GPU,
+        GPU_DEVICE,
         "        _STREAM.wait_event(slot.sent)\n",
         "",
         "hostcuda/test_backend.py::test_training_equals_the_reference",
     ),
     Bug(
         "GPU: pinned memory is written while it travels",
-        GPU,
+        GPU_DEVICE,
         "        slot.sent.synchronize()  # the pinned memory is free again\n",
         "",
         "hostcuda/test_backend.py::test_training_equals_the_reference",
     ),
     Bug(
         "GPU: a batch arrives where the last one is still being read",
-        GPU,
+        GPU_DEVICE,
         "        _COPIES.wait_event(slot.taken)  # and so is the device's\n",
         "",
         "hostcuda/test_backend.py::test_training_equals_the_reference",
     ),
     Bug(
         "GPU: a batch arrives where another plan's kernels still write",
-        GPU,
+        GPU_DEVICE,
         "        self.taken.record(_STREAM)\n\n",
         "",
         "hostcuda/test_backend.py::test_a_batch_does_not_arrive_where_older_kernels_still_write",
     ),
     Bug(
         "GPU: half a step's graph is kept",
-        GPU,
+        GPU_DEVICE,
         "                captured = _STREAM.end_capture()\n",
         "                graph = captured = _STREAM.end_capture()\n",
         "hostcuda/test_backend.py::test_a_step_that_is_interrupted_while_it_is_captured_leaves_no_graph",

@@ -1,11 +1,12 @@
 """Backends and their loader, `get_backend`.
 
-A backend is a module of free functions. Every kernel of `SIGNATURES` exists in
-every backend under the same name with the same ordered arguments: outputs
-first, then inputs, then workspace (scratch), then sizes. The caller owns every
-array; a kernel allocates none, converts none and keeps no state.
+A kernel is a free function, and a `Backend` collects the kernels of one or a
+few modules as its attributes. Every kernel of `SIGNATURES` exists in every
+backend under the same name with the same ordered arguments: outputs first,
+then inputs, then workspace (scratch), then sizes. The caller owns every array;
+a kernel allocates none, converts none and keeps no state.
 
-Besides the kernels a backend provides ``NAME`` and:
+Besides the kernels a backend has ``NAME`` and:
 
 - ``empty(shape, dtype)``, ``zeros(shape, dtype)``: allocate an array;
 - ``planes(shape, dtype, halo)``: zeros (N, C, H, W) in the backend's own memory
@@ -22,11 +23,11 @@ Besides the kernels a backend provides ``NAME`` and:
 
 import importlib
 import inspect
-from types import ModuleType
 
+from minicnn.kernels.backend import Backend
 from minicnn.kernels.signatures import SIGNATURES
 
-#: Backend name -> module, fastest first. "cublas" is for comparison only; "auto" does not try it.
+#: Backend name -> module with its `BACKEND`, fastest first. "cublas" is for comparison only; "auto" does not try it.
 _MODULES = {"cupy": "cuda.backend", "numba": "cpu.backend", "numpy": "reference", "cublas": "cuda.cublas"}
 _AUTOMATIC = ("cupy", "numba", "numpy")
 _ADVICE = "; use numba or numpy"
@@ -36,7 +37,7 @@ class BackendError(RuntimeError):
     """Raised if a backend is unknown, cannot be used on this machine, or does not match the signature table."""
 
 
-def check_backend(module: ModuleType) -> None:
+def check_backend(backend: Backend) -> None:
     """Check that a backend has every kernel of `SIGNATURES` with the same argument names in order.
 
     Raises
@@ -44,19 +45,20 @@ def check_backend(module: ModuleType) -> None:
     BackendError
         If a kernel is missing or its arguments differ; the message names the first one.
     """
-    for kernel, arguments in SIGNATURES.items():
-        function = getattr(module, kernel, None)
+    for kernel, signature in SIGNATURES.items():
+        function = getattr(backend, kernel, None)
         if function is None:
-            raise BackendError(f"backend {module.NAME!r} lacks the kernel {kernel}")
-        expected = [argument.name for argument in arguments]
-        actual = list(inspect.signature(getattr(function, "py_func", function)).parameters)
+            raise BackendError(f"backend {backend.NAME!r} lacks the kernel {kernel}")
+        expected = [argument.name for argument in signature.arguments]
+        actual = list(inspect.signature(function).parameters)
         if actual != expected:
             raise BackendError(
-                f"backend {module.NAME!r}: {kernel} takes ({', '.join(actual)}), the table says ({', '.join(expected)})"
+                f"backend {backend.NAME!r}: {kernel} takes ({', '.join(actual)}), "
+                f"the table says ({', '.join(expected)})"
             )
 
 
-def get_backend(name: str) -> ModuleType:
+def get_backend(name: str) -> Backend:
     """Load the backend `name` and check it against the signature table.
 
     Raises
@@ -67,11 +69,11 @@ def get_backend(name: str) -> ModuleType:
     if name not in _MODULES:
         raise BackendError(f"unknown backend {name!r}: expected one of {', '.join(_MODULES)}")
     try:
-        module = importlib.import_module(f"minicnn.kernels.{_MODULES[name]}")
+        backend = importlib.import_module(f"minicnn.kernels.{_MODULES[name]}").BACKEND
     except ImportError as error:
         raise BackendError(f"backend {name!r} cannot be used here: {error}{_ADVICE}") from None
-    check_backend(module)
-    return module
+    check_backend(backend)
+    return backend
 
 
 def choose_backend(name: str) -> tuple[str, str]:

@@ -5,9 +5,8 @@ multiplication; every other kernel consists of a few strided slices. Shapes and
 roles of the arguments: `minicnn.kernels.signatures`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -17,12 +16,9 @@ try:
 except ImportError:  # missing only in a manual installation: BLAS then chooses its number of threads
     ThreadpoolController = None
 
-from minicnn.kernels.host import Feed, all_reduce, download, empty, memory_left, record, upload, zeros
-
-NAME = "numpy"
-
-# Functions of the backend besides its kernels.
-__all__ = ["Feed", "all_reduce", "download", "empty", "memory_left", "record", "upload", "zeros"]
+from minicnn.kernels import host
+from minicnn.kernels.backend import Backend
+from minicnn.kernels.signatures import kernel
 
 _BLAS = ThreadpoolController and ThreadpoolController()
 
@@ -35,45 +31,6 @@ def planes(shape: tuple[int, ...], dtype: str, halo: int) -> np.ndarray:
 def threads(count: int) -> AbstractContextManager:
     """Limit the BLAS behind NumPy to `count` threads inside a ``with`` block."""
     return _BLAS.limit(limits=count, user_api="blas") if _BLAS else nullcontext()
-
-
-def bind(kernel: str, *arguments) -> Callable[[], None]:
-    """Return a call of a kernel without arguments, to be run many times on the same arrays.
-
-    Parameters
-    ----------
-    kernel : str
-        Name of the kernel.
-    *arguments : arrays and numbers
-        All arguments of the kernel, in the order of its signature.
-    """
-    return partial(globals()[kernel], *arguments)
-
-
-def scratch_size(kernel: str, **size: int) -> int:
-    """Return the number of workspace elements that `kernel` needs.
-
-    Parameters
-    ----------
-    kernel : str
-        Name of the kernel.
-    **size : int
-        Sizes by shape letter, such as ``N=16``; see `minicnn.kernels.signatures`.
-    """
-    if kernel.startswith("conv2d"):
-        c, o, k, h, w = size["C"], size["O"], size["K"], size["H"], size["W"]
-        return c * (h + k - 1) * (w + k - 1) + c * k * k * h * w + o * c * k * k
-    if kernel == "max_pool2d_backward":
-        return 2 * size["N"] * size["C"] * size["P"] * size["Q"]
-    if kernel == "mean_pool2d_backward":
-        return size["N"] * size["C"] * size["P"] * size["Q"]
-    if kernel in ("tanh_backward", "interlink_backward"):
-        return size["N"] * size["C"] * size["H"] * size["W"]
-    if kernel.startswith("softmax_cross_entropy"):
-        return 3 * size["N"] * size["H"] * size["W"]
-    if kernel == "sgd_update":
-        return size["V"]
-    return 0
 
 
 # ---- convolution, eq. (1): y[o, i, j] = b[o] + sum over c, u, v of w[o, c, u, v] x[c, i + u - before, j + v - before]
@@ -102,8 +59,12 @@ def _im2col(x: np.ndarray, k: int, before: int, s: np.ndarray) -> tuple[np.ndarr
     return col.reshape(c * k * k, h * w), s[col.size :]
 
 
+def _columns_and_weights(C, O, K, H, W, **_) -> int:  # noqa: E741
+    return C * (H + K - 1) * (W + K - 1) + C * K * K * H * W + O * C * K * K
+
+
+@kernel(_columns_and_weights)
 def conv2d_forward(y, x, w, b, s):
-    """y = x correlated with w (zero padded, stride 1) + b; eq. (1) of the paper without f."""
     o, k = w.shape[0], w.shape[2]
     for n in range(x.shape[0]):
         col, _ = _im2col(x[n], k, _padding(k), s)
@@ -111,14 +72,15 @@ def conv2d_forward(y, x, w, b, s):
     y += b[:, None, None]
 
 
+@kernel(_columns_and_weights)
 def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
-    """y = tanh(x correlated with w + b), all of eq. (1); pooled and up as in `interlink_forward`."""
     conv2d_forward(y, x, w, b, s)
     interlink_forward(y, pooled, up, y)
 
 
+@kernel(_columns_and_weights)
 def conv2d_backward_data(dx, dy, w, s, add):
-    """dx = w^T dy, the gradient of the im2col columns, summed for each pixel over the windows that contain it."""
+    # w^T dy, the gradient of the im2col columns, is summed for each pixel over the windows that contain it
     n_images, c, h, width = dx.shape
     o, k = w.shape[0], w.shape[2]
     before, rows, columns = _padding(k), h + k - 1, width + k - 1
@@ -134,8 +96,9 @@ def conv2d_backward_data(dx, dy, w, s, add):
         _store(dx[n], padded[:, before : before + h, before : before + width], add)
 
 
+@kernel(_columns_and_weights)
 def conv2d_backward_weights(dw, db, dy, x, s):
-    """dw = sum over images of dy col^T; db = dy summed over images and pixels."""
+    # dw = sum over images of dy col^T
     o, k = dw.shape[0], dw.shape[2]
     dw[...] = 0
     for n in range(x.shape[0]):
@@ -175,15 +138,15 @@ def _window_slices(
             yield (..., rows_out, columns_out), (..., rows_in, columns_in)
 
 
+@kernel()
 def max_pool2d_forward(y, x, window, stride, border):
-    """y[i, j] = max of x[stride i - border + u, stride j - border + v], u, v < window; pixels outside count as -inf."""
     y[...] = -np.inf
     for out, pixel in _window_slices(x.shape, y.shape, window, stride, border):
         np.maximum(y[out], x[pixel], out=y[out])
 
 
+@kernel(lambda N, C, P, Q, **_: 2 * N * C * P * Q)
 def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
-    """dx = dy added at the first maximum, in row-major order, of each window."""
     if not add:
         dx[...] = 0
     left = s[: dy.size].reshape(dy.shape)  # gradient not yet assigned to a pixel
@@ -196,16 +159,16 @@ def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
         np.copyto(left[out], 0, where=hit)
 
 
+@kernel()
 def mean_pool2d_forward(y, x, window):
-    """y = mean of the non-overlapping window x window tiles of x."""
     y[...] = 0
     for out, pixel in _window_slices(x.shape, y.shape, window, window, 0):
         y[out] += x[pixel]
     y *= 1 / window**2
 
 
+@kernel(lambda N, C, P, Q, **_: N * C * P * Q)
 def mean_pool2d_backward(dx, dy, s, window, add):
-    """dx = dy / window^2 at each pixel of a tile."""
     if not add:
         dx[...] = 0
     share = s[: dy.size].reshape(dy.shape)
@@ -214,15 +177,15 @@ def mean_pool2d_backward(dx, dy, s, window, add):
         dx[pixel] += share[out]
 
 
+@kernel()
 def upsample_nearest2d_forward(y, x, factor):
-    """y[i, j] = x[i // factor, j // factor], written to the first C channels of y."""
     for u in range(factor):
         for v in range(factor):
             y[:, : x.shape[1], u::factor, v::factor] = x
 
 
+@kernel()
 def upsample_nearest2d_backward(dx, dy, factor, add):
-    """dx[i, j] = sum of dy over the factor x factor copies of pixel (i, j)."""
     if not add:
         dx[...] = 0
     for u in range(factor):
@@ -230,34 +193,34 @@ def upsample_nearest2d_backward(dx, dy, factor, add):
             dx += dy[:, : dx.shape[1], u::factor, v::factor]
 
 
+@kernel()
 def parity_maps(y, offset):
-    """y[:, offset] = column index mod 2; y[:, offset + 1] = row index mod 2."""
     y[:, offset, :, 0::2] = 0
     y[:, offset, :, 1::2] = 1
     y[:, offset + 1, 0::2] = 0
     y[:, offset + 1, 1::2] = 1
 
 
+@kernel()
 def concat_forward(y, x, offset):
-    """Copy x (C channels) to channels offset .. offset + C - 1 of y."""
     y[:, offset : offset + x.shape[1]] = x
 
 
+@kernel()
 def concat_backward(dx, dy, offset, add):
-    """dx = channels offset .. offset + C - 1 of dy."""
     _store(dx, dy[:, offset : offset + dx.shape[1]], add)
 
 
 # ---- activation, loss, update
 
 
+@kernel()
 def tanh_forward(y, x):
-    """y = tanh(x), the activation f of eq. (1)."""
     np.tanh(x, out=y)
 
 
+@kernel(lambda N, C, H, W, **_: N * C * H * W)
 def tanh_backward(dx, dy, y, s, add):
-    """dx = dy (1 - y^2)."""
     product = s[: y.size].reshape(y.shape)
     np.multiply(y, y, out=product)
     np.subtract(1, product, out=product)
@@ -265,8 +228,8 @@ def tanh_backward(dx, dy, y, s, add):
     _store(dx, product, add)
 
 
+@kernel()
 def interlink_forward(y, pooled, up, x):
-    """y = tanh(x); pooled = y max-pooled 2 x 2; up = y upsampled by 2; pooled or up without channels is skipped."""
     tanh_forward(y, x)
     if pooled.shape[1]:
         max_pool2d_forward(pooled, y, 2, 2, 0)
@@ -274,8 +237,8 @@ def interlink_forward(y, pooled, up, x):
         upsample_nearest2d_forward(up, y, 2)
 
 
+@kernel(lambda N, C, H, W, **_: N * C * H * W)
 def interlink_backward(dx, dy, dpooled, dup, y, s):
-    """dx = (dy + gradients through pooled and up) (1 - y^2); inputs without channels count as 0; dx may be dy."""
     dx[...] = dy if dy.shape[1] else 0
     if dup.shape[1]:
         upsample_nearest2d_backward(dx, dup, 2, True)
@@ -294,8 +257,8 @@ def _labelled(t: np.ndarray, labels: int, s: np.ndarray) -> Iterator[tuple[int, 
         yield label, hit
 
 
+@kernel(lambda N, H, W, **_: 3 * N * H * W)
 def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
-    """p = softmax of z over the classes; total = sum of weights; loss = sum of -weights log p[t] / total."""
     pixels = weights.size
     peak = s[:pixels].reshape(weights.shape)
     norm = s[pixels : 2 * pixels].reshape(weights.shape)
@@ -314,16 +277,16 @@ def softmax_cross_entropy_forward(loss, total, p, z, t, weights, s):
     loss[...] = np.sum(norm, dtype=np.float64) / total
 
 
+@kernel(lambda N, H, W, **_: 3 * N * H * W)
 def softmax_cross_entropy_backward(dz, p, t, weights, total, s):
-    """dz = weights (p - onehot(t)) / total."""
     for label, hit in _labelled(t, p.shape[1], s):
         np.subtract(p[:, label], hit, out=dz[:, label])
     dz *= weights[:, None]
     dz /= total
 
 
+@kernel(lambda V, **_: V)
 def sgd_update(values, velocity, gradients, lr, s, momentum, nesterov, weight_decay, shrink):
-    """Apply one step of `minicnn.sgd.SGD` to the flat parameter and velocity buffers, in place."""
     step = s[: values.size]
     np.multiply(values, weight_decay, out=step)
     step += gradients
@@ -337,3 +300,6 @@ def sgd_update(values, velocity, gradients, lr, s, momentum, nesterov, weight_de
         values += step
     else:
         values += velocity
+
+
+BACKEND = Backend("numpy", vars(host) | globals())

@@ -24,7 +24,7 @@ class Check:
 
     def __init__(self, name: str, scratch_size: Callable[..., int]):
         self._name = name
-        self._table = SIGNATURES[name]
+        self._table, self._size_rule = SIGNATURES[name].arguments, SIGNATURES[name].size_rule
         self._least_scratch = cache(lambda *letters: scratch_size(name, **dict(letters)))
 
     def __call__(self, given: Sequence) -> None:
@@ -64,7 +64,7 @@ class Check:
                 if letters.setdefault(letter, length) != length:
                     expected = ", ".join(f"{letter}={letters.get(letter, 'any')}" for letter in argument.shape)
                     raise ValueError(f"{name}: {argument.name}: expected shape ({expected}), got {value.shape}")
-        if problem := _mismatch(name, letters, scalars):
+        if problem := self._size_rule(letters, **scalars):
             raise ValueError(f"{name}: {problem}")
         if labels is not None and (problem := self._labels_problem(labels, letters["L"])):
             raise ValueError(f"{name}: {problem}")
@@ -104,28 +104,3 @@ class Check:
 
 #: Shape letters of channel counts that may be 0.
 _MAY_BE_NONE = {"E", "F", "G"}
-
-
-def _mismatch(name: str, size: dict[str, int], scalar: dict[str, float]) -> str:
-    """Return an error message for sizes and scalars that do not fit together, or "" if they do."""
-    window, stride = scalar.get("window", 1), scalar.get("stride", scalar.get("window", 1))
-    border, factor, offset = scalar.get("border", 0), scalar.get("factor", 1), scalar.get("offset", 0)
-    kind, shapes = name.partition("_")[0], ", ".join(f"{letter}={length}" for letter, length in size.items())
-    if "pool2d" in name and not (0 <= border < window and stride >= 1 and window - border <= stride):
-        return f"expected 0 <= border < window <= stride + border, got {window=}, {stride=}, {border=}"
-    if "pool2d" in name and (size["H"], size["W"]) != (size["P"] * stride, size["Q"] * stride):
-        return f"expected planes {stride} times smaller, got {shapes}"
-    if kind == "upsample" and (size["P"], size["Q"]) != (size["H"] * factor, size["W"] * factor):
-        return f"expected planes {factor} times larger, got {shapes}"
-    if kind == "upsample" and size["D"] < size["C"]:
-        return f"expected D of at least C, got {shapes}"
-    if kind in ("parity", "concat") and not 0 <= offset <= size["D"] - size.get("C", 2):
-        return f"expected an offset that leaves room in D, got {offset} and {shapes}"
-    linked = kind == "interlink" or name == "conv2d_tanh_forward"
-    if linked and any(size.get(letter, 0) not in (0, size.get("O", size["C"])) for letter in "EFG"):
-        return f"expected as many channels as y or none, got {shapes}"
-    if linked and size["E"] and (size["H"], size["W"]) != (2 * size["P"], 2 * size["Q"]):
-        return f"expected pooled planes of half the size, got {shapes}"
-    if linked and size["F"] and (size["R"], size["S"]) != (2 * size["H"], 2 * size["W"]):
-        return f"expected doubled planes of twice the size, got {shapes}"
-    return ""

@@ -12,7 +12,7 @@ sys.path += [str(Path(__file__).parent / name) for name in ("checker", "fake_cup
 
 import standin
 
-_BACKENDS = ("minicnn.kernels.cuda.backend", "minicnn.kernels.cuda.cublas")
+_MODULES = ("device", "backend", "cublas")
 
 
 @pytest.fixture
@@ -26,10 +26,9 @@ def device() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", standin.cupy)
-        for name in _BACKENDS:  # import them anew, and forget them afterwards
-            patch.setitem(sys.modules, name, None)
-            patch.delitem(sys.modules, name)
-        for name in ("backend", "cublas"):
+        for name in _MODULES:  # import them anew, and forget them afterwards
+            patch.setitem(sys.modules, f"minicnn.kernels.cuda.{name}", None)
+            patch.delitem(sys.modules, f"minicnn.kernels.cuda.{name}")
             patch.delattr(minicnn.kernels.cuda, name, raising=False)
         standin.configure()
         standin.STATS.reset()

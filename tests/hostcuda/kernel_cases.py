@@ -5,9 +5,9 @@ have everything a kernel can meet: several images, planes that tiles hang over, 
 pass, outputs among the channels of a larger array.
 """
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 from examples import Caller, draw_arrays
 
 from minicnn.kernels import get_backend
+from minicnn.kernels.backend import Backend
 from minicnn.kernels.cuda import sources, tiles
 from minicnn.kernels.signatures import SIGNATURES
 
@@ -179,7 +180,7 @@ class _Slot:
     not, so `check` looks at them afterwards.
     """
 
-    def __init__(self, kernels: ModuleType, values: np.ndarray):
+    def __init__(self, kernels: Backend, values: np.ndarray):
         n, channels, *plane = values.shape
         around = np.full((n, _BETWEEN + channels + 2 * _BETWEEN, *plane), _NEIGHBOUR, values.dtype)
         around[:, _BETWEEN : _BETWEEN + channels] = values
@@ -194,7 +195,7 @@ class _Slot:
         assert (around == _NEIGHBOUR).all(), f"{name}: the channels beside it were written to"
 
 
-def _on_device(kernels: ModuleType, values: np.ndarray):
+def _on_device(kernels: Backend, values: np.ndarray):
     """A copy on the device."""
     array = kernels.empty(values.shape, values.dtype.name)
     kernels.upload(array, values)
@@ -202,7 +203,7 @@ def _on_device(kernels: ModuleType, values: np.ndarray):
 
 
 @contextmanager
-def _chosen(gpu: ModuleType, tile: float | None) -> Iterator[None]:
+def _chosen(tile: float | None) -> Iterator[None]:
     """Let the launches of convolutions be chosen by `tile`."""
     if tile is None:
         yield
@@ -218,6 +219,7 @@ def _chosen(gpu: ModuleType, tile: float | None) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "_MULTIPROCESSORS", 1)
+        gpu = importlib.import_module("minicnn.kernels.cuda.backend")  # not above: it needs a device
         patch.setattr(gpu, "correlation_tile", correlation)
         patch.setattr(
             gpu, "weight_gradient_tile", lambda *sizes: pick(tiles.weight_gradient_tiles(sizes[:-1], sizes[-1]))
@@ -233,8 +235,8 @@ def run_case(case: Case) -> None:
     AssertionError
         If a number is wrong; whatever the device raises.
     """
-    kernels, gpu = get_backend(case.backend), get_backend("cupy")
-    table, rng = SIGNATURES[case.kernel], np.random.default_rng(7)
+    kernels = get_backend(case.backend)
+    table, rng = SIGNATURES[case.kernel].arguments, np.random.default_rng(7)
     arrays = draw_arrays(case.kernel, case.sizes, case.scalars, case.dtype, rng)
     _change(arrays, case, rng)
     expected = {name: array.copy() for name, array in arrays.items()}
@@ -243,7 +245,7 @@ def run_case(case: Case) -> None:
     given: dict[str, Any] = {}
     slots: dict[str, _Slot] = {}
     usual = kernels.scratch_size(case.kernel, **case.sizes)  # what is asked for, whichever tile is taken
-    with _chosen(gpu, case.tile):
+    with _chosen(case.tile):
         length = max(usual, kernels.scratch_size(case.kernel, **case.sizes))
         for argument in table:
             if argument.role == "scalar":

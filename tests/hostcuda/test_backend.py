@@ -126,7 +126,7 @@ def test_a_step_that_is_interrupted_while_it_is_captured_leaves_no_graph(monkeyp
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(standin.RawKernel, "__call__", interrupted)
         plan.step(*data[1][:2], OPTIMISER, data[1][2])
-    assert not kernels._STREAM.is_capturing()
+    assert not kernels.threads(1).is_capturing()
     again, parameters = train(plan, data[1:])
     assert again == losses[1:]
     np.testing.assert_array_equal(parameters, values)
@@ -139,7 +139,7 @@ def test_a_batch_does_not_arrive_where_older_kernels_still_write():
     feed = kernels.Feed(destination)
     with kernels.threads(1):
         older.fill(1)
-    asked = [operation for operation in kernels._STREAM._queue.waiting if "fill" in operation.note]
+    asked = [operation for operation in kernels.threads(1)._queue.waiting if "fill" in operation.note]
     later = kernels.Feed(destination)
     for one in (feed, later):
         one(np.ones((2, 3), np.float32))

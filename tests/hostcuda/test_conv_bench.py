@@ -1,5 +1,6 @@
 """What does conv_bench say of a GPU, where there is one and where there is none?"""
 
+import copy
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from machine_code import disassembler
 from model_table import step_launches, step_ms
 
 from icnn.stages import NETWORKS
-from minicnn.kernels import reference
+from minicnn.kernels import get_backend
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ class Event:
         pass
 
 
-def fake_gpu() -> SimpleNamespace:
+def fake_gpu():
     """The reference kernels behind as much of CuPy as the benchmark uses."""
     device = SimpleNamespace(id=0, compute_capability="80")
     properties = {"name": b"A Fake", "multiProcessorCount": 10, "clockRate": 1_000_000}
@@ -78,8 +79,9 @@ def fake_gpu() -> SimpleNamespace:
         get_elapsed_time=lambda first, last: 1e3 * (last.time - first.time),
         runtime=SimpleNamespace(getDeviceProperties=lambda number: properties),
     )
-    kernels = {name: getattr(reference, name) for name in dir(reference)}
-    return SimpleNamespace(**{**kernels, "cupy": SimpleNamespace(cuda=cuda)})
+    gpu = copy.copy(get_backend("numpy"))
+    gpu.cupy = SimpleNamespace(cuda=cuda)
+    return gpu
 
 
 def test_measured_where_there_is_a_gpu(monkeypatch, tmp_path, capsys):

@@ -372,7 +372,7 @@ def test_own_steps_are_measured_in_every_way(do, module):
 
 
 def test_a_batch_that_does_not_fit_is_left_out(do, monkeypatch):
-    monkeypatch.setattr("minicnn.kernels.cuda.backend.memory_left", lambda: 1000)
+    monkeypatch.setattr("minicnn.kernels.cuda.backend.BACKEND.memory_left", lambda: 1000)
     (row,) = do("own steps")["rows"]
     assert row["variants"] == {} and "not even one image would fit" in row["lacking"]["ours"]
     for part in ("graphs", "accuracy", "curves"):

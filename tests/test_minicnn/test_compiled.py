@@ -174,19 +174,19 @@ def valid_call(kernel: str, example, rng) -> list:
     arrays, scalars = example(kernel, "float32", rng)
     letters = {
         letter: length
-        for argument in SIGNATURES[kernel]
+        for argument in SIGNATURES[kernel].arguments
         if argument.role not in ("scalar", "scratch")
         for letter, length in zip(argument.shape, arrays[argument.name].shape, strict=True)
     }
     everything = arrays | scalars | {"s": scratch(KERNELS, kernel, letters, "f4")}
-    return [everything[argument.name] for argument in SIGNATURES[kernel]]
+    return [everything[argument.name] for argument in SIGNATURES[kernel].arguments]
 
 
 def test_wrong_arrays_are_refused_by_every_kernel(example, kernel, rng):
     """Each array in turn: another dtype, one dimension less, strided, read-only, a list, too short."""
     right = valid_call(kernel, example, rng)
     getattr(KERNELS, kernel)(*right)
-    for place, argument in enumerate(SIGNATURES[kernel]):
+    for place, argument in enumerate(SIGNATURES[kernel].arguments):
         array = right[place]
         if argument.role == "scalar" or array.size == 0:
             continue
@@ -223,7 +223,7 @@ def test_wrong_arrays_are_refused_by_every_kernel(example, kernel, rng):
 )
 def test_scalars_that_lead_out_of_an_array_are_refused(example, rng, kernel, scalars):
     arguments = valid_call(kernel, example, rng)
-    names = [argument.name for argument in SIGNATURES[kernel]]
+    names = [argument.name for argument in SIGNATURES[kernel].arguments]
     for name, value in scalars.items():
         arguments[names.index(name)] = value
     with pytest.raises(ValueError, match=f"{kernel}: expected"):

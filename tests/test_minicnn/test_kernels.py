@@ -18,7 +18,7 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 
 def outputs(kernel: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {a.name: arrays[a.name] for a in SIGNATURES[kernel] if a.role in ("out", "accumulate")}
+    return {a.name: arrays[a.name] for a in SIGNATURES[kernel].arguments if a.role in ("out", "accumulate")}
 
 
 def copies(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -31,8 +31,8 @@ def copies(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def stand_in(**functions):
     """A backend of functions with the right arguments, except those given."""
     kernels = {
-        name: eval(f"lambda {', '.join(argument.name for argument in arguments)}: None")
-        for name, arguments in SIGNATURES.items()
+        name: eval(f"lambda {', '.join(argument.name for argument in signature.arguments)}: None")
+        for name, signature in SIGNATURES.items()
     }
     return SimpleNamespace(NAME="stand-in", **(kernels | functions))
 
@@ -60,7 +60,7 @@ def test_an_unknown_backend_is_named_with_the_known_ones():
 def test_every_kernel_has_an_example(example, name, rng):
     """The fixture `kernel` runs through the examples: without one a kernel would not be tested."""
     arrays, scalars = example(name, "float32", rng)
-    assert [*arrays, *scalars] == [a.name for a in SIGNATURES[name] if a.role != "scratch"]
+    assert [*arrays, *scalars] == [a.name for a in SIGNATURES[name].arguments if a.role != "scratch"]
 
 
 # ---- every kernel (the `call` fixture also checks shapes, inputs and scratch)
@@ -85,7 +85,9 @@ def test_kernel_gives_the_same_bits_again(call, example, kernel, rng):
         np.testing.assert_array_equal(result, second[name])
 
 
-@pytest.mark.parametrize("kernel", [name for name, table in SIGNATURES.items() if table[-1].name == "add"])
+@pytest.mark.parametrize(
+    "kernel", [name for name, signature in SIGNATURES.items() if signature.arguments[-1].name == "add"]
+)
 def test_add_adds_to_what_was_there(call, example, kernel, dtype, rng):
     stored, scalars = example(kernel, dtype, rng)
     added = copies(stored)
@@ -100,8 +102,8 @@ def test_add_adds_to_what_was_there(call, example, kernel, dtype, rng):
     ("kernel", "source"),
     [
         (kernel, argument.name)
-        for kernel, table in SIGNATURES.items()
-        for argument in table
+        for kernel, signature in SIGNATURES.items()
+        for argument in signature.arguments
         if argument.role == "in"
         and argument.dtype == "float"
         # the backward pass of a maximum only compares x and y: their NaN is in dy already

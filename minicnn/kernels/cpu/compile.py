@@ -19,6 +19,7 @@ from numba import get_num_threads, njit, set_parallel_chunksize, types
 from numba.core import config, event
 from numba.extending import intrinsic
 
+from minicnn.kernels import signatures
 from minicnn.kernels.cpu.cache import cached
 
 #: "contract" lets LLVM fuse a * b + c, "reassoc" lets it vectorise sums. NaN and infinities stay correct.
@@ -184,8 +185,10 @@ def one_a_plane(x: np.ndarray, *_) -> int:
     return x.shape[0] * x.shape[1]
 
 
-def kernel(signature: str, tasks: Callable[..., int] | None = one_a_plane) -> Callable[[Callable], Kernel]:
-    """Make a `Kernel` of a function (decorator).
+def kernel(
+    signature: str, tasks: Callable[..., int] | None = one_a_plane, workspace: Callable[..., int] | None = None
+) -> Callable[[Callable], Kernel]:
+    """Make a `Kernel` of a function (decorator); one of the signature table gets its docstring from there.
 
     Parameters
     ----------
@@ -193,8 +196,16 @@ def kernel(signature: str, tasks: Callable[..., int] | None = one_a_plane) -> Ca
         Types of the arguments, separated by spaces; see `Kernel`.
     tasks : callable or None
         Return the number of tasks of the prange loop for given arguments; None if there is no such loop.
+    workspace : callable or None
+        Workspace rule, as in `minicnn.kernels.signatures.kernel`.
     """
-    return lambda function: Kernel(function, signature, tasks)
+
+    def make(function: Callable) -> Kernel:
+        if function.__name__ in signatures.SIGNATURES:
+            function = signatures.kernel(workspace)(function)
+        return Kernel(function, signature, tasks)
+
+    return make
 
 
 # ---- arithmetic

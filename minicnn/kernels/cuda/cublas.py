@@ -8,64 +8,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+from minicnn.kernels.backend import Backend
 from minicnn.kernels.cuda import backend as gpu
-from minicnn.kernels.cuda.backend import (
-    Feed,
-    all_reduce,
-    concat_backward,
-    concat_forward,
-    download,
-    empty,
-    interlink_backward,
-    interlink_forward,
-    max_pool2d_backward,
-    max_pool2d_forward,
-    mean_pool2d_backward,
-    mean_pool2d_forward,
-    memory_left,
-    parity_maps,
-    planes,
-    sgd_update,
-    softmax_cross_entropy_backward,
-    softmax_cross_entropy_forward,
-    tanh_backward,
-    tanh_forward,
-    threads,
-    upload,
-    upsample_nearest2d_backward,
-    upsample_nearest2d_forward,
-    zeros,
-)
+from minicnn.kernels.cuda import device
+from minicnn.kernels.signatures import kernel
 
-__all__ = [
-    "Feed",
-    "all_reduce",
-    "concat_backward",
-    "concat_forward",
-    "download",
-    "empty",
-    "interlink_backward",
-    "interlink_forward",
-    "max_pool2d_backward",
-    "max_pool2d_forward",
-    "mean_pool2d_backward",
-    "mean_pool2d_forward",
-    "memory_left",
-    "parity_maps",
-    "planes",
-    "sgd_update",
-    "softmax_cross_entropy_backward",
-    "softmax_cross_entropy_forward",
-    "tanh_backward",
-    "tanh_forward",
-    "threads",
-    "upload",
-    "upsample_nearest2d_backward",
-    "upsample_nearest2d_forward",
-    "zeros",
-]
-
-NAME = "cublas"
 _COLUMNS = 1 << 24  # upper limit on the elements of the columns in one multiplication, if more than one image
 _BLOCK = 256
 
@@ -113,19 +60,9 @@ def _size(x, w) -> _Size:
     return _Size(n, c, w.shape[0], w.shape[2], height, width)
 
 
-def scratch_size(kernel: str, **size: int) -> int:
-    """Return the workspace elements that `kernel` needs; sizes are keyed by shape letter (N, C, O, H, W, K)."""
-    if not kernel.startswith("conv2d"):
-        return gpu.scratch_size(kernel, **size)
-    one = _Size(*(size[letter] for letter in "NCOKHW"))
-    least = one.at_once * (one.rows + one.o) * one.pixels  # columns, and a product or dy
-    if kernel == "conv2d_backward_weights":
-        least += one.n * one.o * (one.rows + 1)  # dw and db of each image
-    return least
-
-
-table = gpu.Table(scratch_size, gpu.table.builders)
-bind, _kernel = table.bind, table.kernel
+def _columns(N, C, O, K, H, W, **_) -> int:  # noqa: E741
+    size = _Size(N, C, O, K, H, W)
+    return size.at_once * (size.rows + O) * size.pixels  # columns, and a product or dy
 
 
 def _batches(size: _Size, s) -> Iterator[tuple[slice, Any, Any]]:
@@ -150,33 +87,31 @@ def _im2col(col, x, size: _Size) -> Callable[[], None]:
 
 def _gathered(product, dy) -> Callable[[], None]:
     """Prepare the copy of dy, perhaps a channel slice of a larger array, into a contiguous array for cuBLAS."""
-    return gpu.bind("concat_backward", product.reshape(dy.shape), dy, 0, False)
+    return gpu.BACKEND.bind("concat_backward", product.reshape(dy.shape), dy, 0, False)
 
 
-@_kernel
+@kernel(_columns)
 def conv2d_forward(y, x, w, b, s):
-    """Compute y = x correlated with w (zero padding, stride 1) + b."""
     size, launches = _size(x, w), []
     for part, col, product in _batches(size, s):
-        multiply = partial(gpu.cupy.matmul, w.reshape(size.o, size.rows), col, out=product)
+        multiply = partial(device.cupy.matmul, w.reshape(size.o, size.rows), col, out=product)
         numbers = gpu.step_of(y), col.shape[0], size.o, size.pixels
         add = _launch("add_bias", product.size, y[part], product, b, *numbers)
         launches += [_im2col(col, x[part], size), multiply, add]
     return launches
 
 
-@_kernel
+@kernel(_columns)
 def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
-    """Compute y = tanh(x correlated with w + b); pooled = 2 x 2 max pooling of y, up = 2 x upsampling, if not empty."""
-    return [*table.builders["conv2d_forward"](y, x, w, b, s), *table.builders["interlink_forward"](y, pooled, up, y)]
+    return [*conv2d_forward(y, x, w, b, s), *gpu.interlink_forward(y, pooled, up, y)]
 
 
-@_kernel
+@kernel(_columns)
 def conv2d_backward_data(dx, dy, w, s, add):
-    """Compute dx: the gradient of the columns is w^T dy; each input pixel sums it over its columns (col2im)."""
+    # the gradient of the columns is w^T dy; each input pixel sums it over its columns (col2im)
     size, launches = _size(dx, w), []
     for part, dcol, gradient in _batches(size, s):
-        multiply = partial(gpu.cupy.matmul, w.reshape(size.o, size.rows).T, gradient, out=dcol)
+        multiply = partial(device.cupy.matmul, w.reshape(size.o, size.rows).T, gradient, out=dcol)
         target = dx[part]
         fold = _launch(
             "col2im", target.size, target, dcol, gpu.step_of(dx), dcol.shape[0], *size.geometry, bool(add)
@@ -185,14 +120,18 @@ def conv2d_backward_data(dx, dy, w, s, add):
     return launches
 
 
-@_kernel
+def _columns_and_parts(N, C, O, K, H, W, **_) -> int:  # noqa: E741
+    return _columns(N, C, O, K, H, W) + N * O * (C * K**2 + 1)  # and dw and db of each image
+
+
+@kernel(_columns_and_parts)
 def conv2d_backward_weights(dw, db, dy, x, s):
-    """Compute dw = sum over images of dy col^T; db = dy summed over images and pixels."""
+    # dw = sum over images of dy col^T
     size, launches = _size(x, dw), []
     w_parts = s[: size.n * dw.size].reshape(size.n, size.o, size.rows)
     b_parts = s[w_parts.size : w_parts.size + size.n * size.o].reshape(size.n, size.o)
     for part, col, gradient in _batches(size, s[w_parts.size + b_parts.size :]):
-        multiply = partial(gpu.cupy.matmul, gradient, col.transpose(0, 2, 1), out=w_parts[part])
+        multiply = partial(device.cupy.matmul, gradient, col.transpose(0, 2, 1), out=w_parts[part])
         planes_of_part = (col.shape[0] * size.o,)
         arguments = b_parts[part], gradient, size.pixels
         sums = gpu.launch(
@@ -200,3 +139,6 @@ def conv2d_backward_weights(dw, db, dy, x, s):
         )
         launches += [_im2col(col, x[part], size), _gathered(gradient, dy[part]), multiply, sums]
     return [*launches, gpu.sum_parts(dw, db, w_parts, b_parts, size.n, size.n)]
+
+
+BACKEND = Backend("cublas", vars(device) | vars(gpu) | globals(), gpu.in_turn, gpu.GpuCheck)
