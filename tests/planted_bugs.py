@@ -536,8 +536,8 @@ def planted(bug: Bug, source: str) -> str:
 
 def named(test: str, tree: Path) -> list[str]:
     """A test as pytest names it. An entry names the file alone: no two test files have one name."""
-    file, _, function = test.partition("::")
-    return [f"{path.relative_to(tree)}::{function}" for path in (tree / "tests").rglob(Path(file).name)]
+    file, colons, function = test.partition("::")
+    return [f"{path.relative_to(tree)}{colons}{function}" for path in (tree / "tests").rglob(Path(file).name)]
 
 
 def check(bug: Bug, tree: Path) -> str:
