@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import wheels
-from contenders import distinct_convolutions
+from contenders import backend_contender, distinct_convolutions
 from conv_bench import main
 from gpu_model import DEVICES, usual_compiler
 from machine_code import disassembler
@@ -101,6 +101,16 @@ def test_measured_where_there_is_a_gpu(monkeypatch, tmp_path, capsys):
         assert list(row) == [*ROW, "captured_ms", "torch_default_tf32_ms", "torch_channels_last_tf32_ms"]
         assert row["threads"] is None and row["ms"] > 0 and row["captured_ms"] > 0
         assert row["torch_default_ms"] is None and row["torch_default_tf32_ms"] is None
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("backend", ["cupy", "cublas"])
+def test_each_gpu_backend_is_timed(backend):
+    convolution = min(distinct_convolutions(), key=lambda one: one.size**2 * one.channels * one.filters)
+    contender = backend_contender(backend, [convolution], 1)
+    assert len(contender.calls) == len(convolution.directions)
+    with contender.threads(1):
+        assert all(contender.clock(call, 1) > 0 for call in contender.calls.values())
 
 
 def test_steps():

@@ -7,8 +7,9 @@ them once. What each kernel computes, and the shapes and roles of its arguments:
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -307,4 +308,9 @@ def sgd_update(values, velocity, gradients, lr, s, momentum, nesterov, weight_de
     return [launch("loss.cu", "sgd_update", values, (_ceil(count, 256),), 256, *arrays, *numbers)]
 
 
-BACKEND = Backend("cupy", vars(device) | globals(), in_turn, GpuCheck, cupy=cupy, module_of=module_of)
+def gpu_backend(name: str, kernels: Mapping[str, Any]) -> Backend:
+    """Make a backend of kernels that return launches, with the device's arrays, and CuPy as its attribute `cupy`."""
+    return Backend(name, vars(device) | kernels, in_turn, GpuCheck, cupy=cupy, module_of=module_of)
+
+
+BACKEND = gpu_backend("cupy", globals())

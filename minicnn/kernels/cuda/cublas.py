@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from minicnn.kernels.backend import Backend
 from minicnn.kernels.cuda import backend as gpu
 from minicnn.kernels.cuda import device
 from minicnn.kernels.signatures import kernel
@@ -141,4 +140,4 @@ def conv2d_backward_weights(dw, db, dy, x, s):
     return [*launches, gpu.sum_parts(dw, db, w_parts, b_parts, size.n, size.n)]
 
 
-BACKEND = Backend("cublas", vars(device) | vars(gpu) | globals(), gpu.in_turn, gpu.GpuCheck)
+BACKEND = gpu.gpu_backend("cublas", vars(gpu) | globals())
