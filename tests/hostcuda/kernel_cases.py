@@ -99,6 +99,8 @@ def _weight_gradients() -> Iterator[Case]:
             yield Case("conv_weights.cu", "conv2d_backward_weights", sizes, tile=tile)
     for sizes in (beside, full, narrow):
         yield Case("conv_weights.cu", "conv2d_backward_weights", sizes, tile=1)
+    many = _convolution(1, 36, 8, 6, 3, 4)  # as many sums as leave registers for the most threads
+    yield Case("conv_weights.cu", "conv2d_backward_weights", many, tile=1)
     yield Case("conv_weights.cu", "conv2d_backward_weights", odd, dtype="float64")
 
 

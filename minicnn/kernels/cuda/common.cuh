@@ -59,6 +59,18 @@ __device__ __forceinline__ void load_vectors(T (&to)[COUNT], const T* from) {
     }
 }
 
+// to = NEEDED numbers from where a segment of a row begins. The segments are STEP long: if each begins on a vector, whole
+// vectors are loaded, up to COUNT numbers.
+template <int STEP, int NEEDED, int COUNT, typename T>
+__device__ __forceinline__ void load_segment(T (&to)[COUNT], const T* from) {
+    if constexpr (STEP * sizeof(T) % 16 == 0) {
+        load_vectors(to, from);
+    } else {
+#pragma unroll
+        for (int i = 0; i < NEEDED; i++) to[i] = from[i];
+    }
+}
+
 template <int COUNT, typename T>
 __device__ __forceinline__ void store_vectors(T* to, const T (&from)[COUNT]) {
     constexpr int size = 16 / sizeof(T);

@@ -20,6 +20,8 @@ constexpr int CHUNK = K <= SMALL_WINDOW ? CHUNK_OF_SMALL_WINDOW : CHUNK_OF_LARGE
 // Small tiles hide little latency: more threads of them, and no loop over the window's rows.
 template <int RO, int RP>
 constexpr bool SMALL = RO* RP <= SMALL_TILE;
+template <int RO, int RP>
+constexpr int THREADS = SMALL<RO, RP> ? THREADS_OF_SMALL_TILE : THREADS_OF_LARGE_TILE;
 
 // A tap of a pass's windows, one channel after the other: where a filter has it, and where it is staged.
 struct Tap {
@@ -33,11 +35,12 @@ struct Sizes {
     static constexpr int SHARE = (CHUNK<K> * TAPS + WARP - 1) / WARP;  // of a lane, in the taps of a pass
     static constexpr int PADDED = whole_vectors<T>(RO);
 
-    int images, filters, channels, height, width;   // of the arrays
-    int tile_images, tile_rows, segments, groups;   // of a block
-    int plane, pitch, area, places;                 // of a plane; of a patch's row, plane and all its planes of a channel
-    int line_of_weights, lines;                     // of the staged weights: a row of the window, and how many there are
-    Index apart;                                    // from one filter's taps to the next one's
+    int images, filters, channels, height, width;  // of the arrays
+    int tile_images, tile_rows, segments, groups;  // of a block
+    int plane;                                     // pixels of a plane
+    int pitch, area, places;    // staged inputs of a channel: of a patch's row, of a patch, of the patches of all images
+    int line_of_weights, lines; // staged weights of a window row, for all filters of a block; number of such rows
+    Index apart;                // from one filter's weights to the next one's
 
     __device__ __forceinline__ Sizes(int images, int filters, int channels, int height, int width, int tile_images,
                                      int tile_rows, int segments, int groups)
@@ -146,12 +149,7 @@ __device__ __forceinline__ void stage_weights(T* weights, const Tap* taps, const
 template <int K, typename T, int RO, int RP>
 __device__ __forceinline__ void multiply_row(T (&sums)[RO][RP], const T* line, const T* weight) {
     T inputs[whole_vectors<T>(RP + K - 1)];
-    if constexpr (RP * sizeof(T) % 16 == 0) {
-        load_vectors(inputs, line);
-    } else {
-#pragma unroll
-        for (int j = 0; j < RP + K - 1; j++) inputs[j] = line[j];
-    }
+    load_segment<RP, RP + K - 1>(inputs, line);
 #pragma unroll
     for (int v = 0; v < K; v++) {
         T factors[whole_vectors<T>(RO)];
@@ -204,8 +202,7 @@ __device__ __forceinline__ void store_peaks(T* to, const T (&values)[RP], const 
 }
 
 template <typename T, int K, int RO, int RP, bool BACKWARD>
-__global__ void __launch_bounds__(SMALL<RO, RP> ? THREADS_OF_SMALL_TILE : THREADS_OF_LARGE_TILE,
-                                  sizeof(T) == 8 ? 1 : SMALL<RO, RP> ? 2 : 3)
+__global__ void __launch_bounds__(THREADS<RO, RP>, sizeof(T) == 8 ? 1 : SMALL<RO, RP> ? 2 : 3)
     correlate(T* __restrict__ y, T* __restrict__ pooled, T* __restrict__ up, const T* __restrict__ x,
               const T* __restrict__ w, const T* __restrict__ b, Index y_step, Index pooled_step, Index up_step,
               Index x_step, int images, int filters, int channels, int height, int width, int tile_images,

@@ -9,6 +9,10 @@
 //         RS + K - 1 inputs    p p p p + + + +      loaded once and used by K windows each
 //         RO gradients         at RS pixels         RO x K multiply-adds each
 
+// Many sums leave registers for fewer threads.
+template <int K, int RO>
+constexpr int THREADS = RO* K <= SMALL_GRADIENT ? THREADS_OF_SMALL_GRADIENT : THREADS_OF_LARGE_GRADIENT;
+
 // The sizes of a launch, of a tile that a block stages, and of the part of dw that it computes.
 template <typename T, int K>
 struct Sizes {
@@ -83,12 +87,7 @@ template <int RS, typename T, int RO, int K>
 __device__ __forceinline__ void multiply_pixels(T (&sums)[RO][K], const T* line, const T* gradient) {
     constexpr int PADDED = whole_vectors<T>(RO);
     T inputs[whole_vectors<T>(RS + K - 1)];
-    if constexpr (RS * sizeof(T) % 16 == 0) {
-        load_vectors(inputs, line);
-    } else {
-#pragma unroll
-        for (int k = 0; k < RS + K - 1; k++) inputs[k] = line[k];
-    }
+    load_segment<RS, RS + K - 1>(inputs, line);
 #pragma unroll
     for (int p = 0; p < RS; p++) {
         T factors[PADDED];
@@ -129,8 +128,7 @@ __device__ __forceinline__ void store_biases(T* to, T (&biases)[RO], T* shared, 
 }
 
 template <typename T, int K, int RO, int RS>
-__global__ void __launch_bounds__(RO* K <= SMALL_GRADIENT ? THREADS_OF_SMALL_GRADIENT : THREADS_OF_LARGE_GRADIENT,
-                                  sizeof(T) == 4 ? 2 : 1)
+__global__ void __launch_bounds__(THREADS<K, RO>, sizeof(T) == 4 ? 2 : 1)
     weight_gradient(T* __restrict__ dw_parts, T* __restrict__ db_parts, const T* __restrict__ dy,
                     const T* __restrict__ x, Index dy_step, Index x_step, int images, int filters, int channels,
                     int height, int width, int chunk, int parts, int tile_rows, int tile_columns, int tiles_a_block) {
