@@ -205,10 +205,9 @@ def _measure(
     left: Callable[[], float],
 ) -> Measured:
     """Time our variants `own` and PyTorch's `ways` alternately."""
-    variants: list[Variant] = []
     lacking: dict[str, str] = {}
     try:
-        variants += own_variants(case, own)
+        variants = list(own_variants(case, own))
     except BackendError as error:
         variants, lacking = [], {"ours": str(error)}
     values = first_values(case) if ways else {}

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import chain
+from itertools import islice
 
 import numpy as np
 
@@ -80,8 +80,9 @@ def train_network(
         side = float(np.mean([max(face.pixels.shape[:2]) for face in faces]))
     with listening(run, config, name, trainer.step_count) as listen, closing(trainer.train(batches, signals)) as events:
         with compilation_announced():  # the first step needs every kernel
-            first = next(events, None)
-        for event in chain(() if first is None else (first,), events):
+            for event in islice(events, 1):
+                listen(event)
+        for event in events:
             listen(event)
     run.save_weights(name, trainer.plan, layout, side)
     return trainer.finish()  # after the weights: if killed in between, a resumed run writes them again
