@@ -134,7 +134,7 @@ def captured_clock(kernels: Backend) -> Clock:
             for _ in range(repeats):
                 call()
 
-        replay = kernels.record(run)
+        replay = kernels.capture(run)
         replay()
         replay()  # the first call runs eagerly, the second one captures
         return clock(replay, 1) / repeats
@@ -224,7 +224,7 @@ def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int
     """Bind a backend's kernels to preallocated arrays and workspace, as a plan does."""
     kernels = get_backend(name)
     wishes = [
-        kernels.scratch_size(kernel, N=batch, C=c.channels, O=c.filters, K=c.window, H=c.size, W=c.size)
+        kernels.workspace_size(kernel, N=batch, C=c.channels, O=c.filters, K=c.window, H=c.size, W=c.size)
         for c in convolutions
         for kernel in KERNELS.values()
     ]

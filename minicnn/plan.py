@@ -131,10 +131,10 @@ class Plan:
         self._require_memory(shapes.values(), dtype)
         self.buffers = {number: self._make_buffer(shape, dtype) for number, shape in shapes.items()}
         self._loss = SoftmaxCrossEntropy(self._kernels, graph.output.shape, batch, dtype)
-        self._scratch = self._kernels.zeros(self._scratch_size(batch), dtype)
+        self._workspace = self._kernels.zeros(self._workspace_size(batch), dtype)
         self._rate = self._kernels.zeros((), dtype)  # an array, so that a captured step reads the current rate
         self._images = self.array("activation", graph.input.name, batch)
-        self._feed: Callable[..., None] | None = None  # created by the first step
+        self._prefetch: Callable[..., None] | None = None  # created by the first step
         self._passes: dict[int, _Passes] = {}
         self._steps: dict[tuple, Call] = {}
         self._n = 0  # number of images in the last forward; 0 before it
@@ -154,11 +154,11 @@ class Plan:
             return
 
         def needed(batch: int) -> int:
-            """Return bytes: buffers, probabilities, labels, weights, `Feed`, workspace; parameters already exist."""
+            """Return bytes: buffers, loss, batches to come, workspace; parameters already exist."""
             pixels, images = math.prod(self.graph.output.shape[1:]), math.prod(self.graph.input.shape)
             loss = math.prod(self.graph.output.shape) + 2 * pixels
             count = sum(map(math.prod, shapes)) + loss + 2 * (images + 2 * pixels)
-            return np.dtype(dtype).itemsize * (batch * count + self._scratch_size(batch))
+            return np.dtype(dtype).itemsize * (batch * count + self._workspace_size(batch))
 
         if needed(self.batch) > left:
             fits = bisect_right(range(1, self.batch + 1), left, key=needed)
@@ -168,7 +168,7 @@ class Plan:
                 f"{self.batch}, found {left / 2**20:,.0f} MiB: {advice}"
             )
 
-    def _scratch_size(self, batch: int) -> int:
+    def _workspace_size(self, batch: int) -> int:
         """Return the largest workspace size of all kernel calls; they run one after another and share one workspace."""
         labels, height, width = self.graph.output.shape
         loss_size = {"L": labels, "H": height, "W": width}
@@ -182,7 +182,7 @@ class Plan:
             if unit.tanh is not None:
                 channels, height, width = unit.tanh.shape
                 wishes.append(("interlink_backward", {"C": channels, "H": height, "W": width}))
-        return max(self._kernels.scratch_size(kernel, N=batch, **size) for kernel, size in wishes)
+        return max(self._kernels.workspace_size(kernel, N=batch, **size) for kernel, size in wishes)
 
     def array(self, kind: str, node: str, n: int):
         """Return a node's activation or gradient for the first n images.
@@ -210,8 +210,8 @@ class Plan:
             units, output = [unit for unit in self.schedule.units if unit.node.inputs], self.graph.output.name
             self._passes[n] = _Passes(
                 [_Calls(unit.node.name, self._forward(unit, n)) for unit in units],
-                self._loss.forward(self.array("activation", output, n), self._scratch),
-                self._loss.backward(self.array("gradient", output, n), self._scratch),
+                self._loss.forward(self.array("activation", output, n), self._workspace),
+                self._loss.backward(self.array("gradient", output, n), self._workspace),
                 self._backward_calls(units, n),
             )
         return self._passes[n]
@@ -226,9 +226,9 @@ class Plan:
         if unit.tanh is not None:
             pooled, up = (self._link("activation", link, y, n) for link in (unit.pooled, unit.up))
             values = self._local(self.parameters, node)
-            recorder.conv2d_tanh_forward(y, pooled, up, xs[0], values["weight"], values["bias"], self._scratch)
+            recorder.conv2d_tanh_forward(y, pooled, up, xs[0], values["weight"], values["bias"], self._workspace)
         elif not isinstance(node.layer, Concat) or not all(self._lies_in(node, x, "activation") for x in node.inputs):
-            node.layer.forward(recorder, y, xs, self._local(self.parameters, node), self._scratch)
+            node.layer.forward(recorder, y, xs, self._local(self.parameters, node), self._workspace)
         return recorder.calls
 
     def _link(self, kind: str, link: Node | None, y, n: int):
@@ -278,18 +278,18 @@ class Plan:
             own = self.array("gradient", unit.tanh.name, n)
             if not has_gradient:  # only the unit's own pooled and upsampled copies read the tanh
                 own = own[:, :0]
-            recorder.interlink_backward(dy, own, dpooled, dup, y, self._scratch)
+            recorder.interlink_backward(dy, own, dpooled, dup, y, self._workspace)
         if node.parameters or any(dx is not None for dx in dxs):
             xs = [self.array("activation", name, n) for name in node.inputs]
             values, gradients = self._local(self.parameters, node), self._local(self.gradients, node)
-            node.layer.backward(recorder, dxs, gradients, dy, y, xs, values, self._scratch, adds)
+            node.layer.backward(recorder, dxs, gradients, dy, y, xs, values, self._workspace, adds)
         return recorder.calls
 
     def _update(self, optimiser: SGD) -> Call:
         """Return the call that applies the gradients, with the learning rate in `_rate`."""
         store = self._store
         settings = optimiser.momentum, optimiser.nesterov, optimiser.weight_decay, optimiser.shrink
-        arrays = store.flat, store.flat_velocity, store.flat_gradients, self._rate, self._scratch
+        arrays = store.flat, store.flat_velocity, store.flat_gradients, self._rate, self._workspace
         return self._kernels.bind("sgd_update", *arrays, *settings)
 
     def _step(self, n: int, optimiser: SGD) -> Call:
@@ -307,7 +307,7 @@ class Plan:
                 with self._kernels.threads(self.threads):
                     update()
 
-            self._steps[key] = run if self.hook is not None else self._kernels.record(run)
+            self._steps[key] = run if self.hook is not None else self._kernels.capture(run)
         return self._steps[key]
 
     # ---- running
@@ -461,11 +461,12 @@ class Plan:
         """
         images = self._checked(images)
         labels, weights = self._loss.checked(len(images), labels, weights)
-        feed = self._feed or self._kernels.Feed(self._images, self._loss.labels, self._loss.weights, self._rate)
+        arrays = self._images, self._loss.labels, self._loss.weights, self._rate
+        prefetch = self._prefetch or self._kernels.Prefetcher(*arrays)
         self._n = len(images)
         run = self._step(self._n, optimiser)
-        self._feed = feed
-        feed(images, labels, weights, optimiser.rate(self.step_count))
+        self._prefetch = prefetch
+        prefetch(images, labels, weights, optimiser.rate(self.step_count))
         run()
         self._done = "backward"
         self.step_count += 1

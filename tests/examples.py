@@ -53,15 +53,15 @@ EXAMPLES = {
     ),
 }
 
-_GUARD = 64  # elements on both sides of scratch that no kernel may touch
+_GUARD = 64  # elements on both sides of workspace that no kernel may touch
 
 
 class Caller:
     """Calls kernels of one backend on NumPy arrays.
 
-    ``call(kernel, *arrays, **scalars)`` takes every array of the signature except scratch, and writes what
+    ``call(kernel, *arrays, **scalars)`` takes every array of the signature except workspace, and writes what
     the kernel wrote back into the arrays given. Each call also asserts what the signature table promises:
-    shapes that fit the letters, inputs left alone, and scratch that is as long as `scratch_size` says, not a
+    shapes that fit the letters, inputs left alone, and workspace that is as long as `workspace_size` says, not a
     number longer, and whose content (here NaN) means nothing.
     """
 
@@ -71,7 +71,7 @@ class Caller:
 
     def __call__(self, kernel: str, *arrays: np.ndarray, **scalars: float) -> None:
         signature = SIGNATURES[kernel].arguments
-        passed = [argument for argument in signature if argument.role not in ("scratch", "scalar")]
+        passed = [argument for argument in signature if argument.role not in ("workspace", "scalar")]
         letters: dict[str, int] = {}
         for argument, array in zip(passed, arrays, strict=True):
             assert array.ndim == len(argument.shape), f"{argument.name} has {array.ndim} dimensions"
@@ -80,14 +80,14 @@ class Caller:
         assert list(scalars) == [argument.name for argument in signature if argument.role == "scalar"]
 
         dtype = arrays[0].dtype
-        length = self.kernels.scratch_size(kernel, **letters)
+        length = self.kernels.workspace_size(kernel, **letters)
         guarded = self._on_device(np.full(length + 2 * _GUARD, np.nan, dtype))
         guarded[:_GUARD] = guarded[_GUARD + length :] = 7
         copies = [self._on_device(array) for array in arrays]
         rest = iter(copies)
         given = {
             argument.name: guarded[_GUARD : _GUARD + length]
-            if argument.role == "scratch"
+            if argument.role == "workspace"
             else scalars[argument.name]
             if argument.role == "scalar"
             else next(rest)
@@ -102,7 +102,7 @@ class Caller:
                 np.testing.assert_array_equal(result, array, f"{kernel} changed its input {argument.name}")
             array[...] = result
         edges = self.kernels.download(guarded)
-        assert (edges[:_GUARD] == 7).all() and (edges[_GUARD + length :] == 7).all(), "wrote beyond scratch"
+        assert (edges[:_GUARD] == 7).all() and (edges[_GUARD + length :] == 7).all(), "wrote beyond workspace"
 
     def _on_device(self, array: np.ndarray):
         copy = self.kernels.empty(array.shape, array.dtype)
@@ -122,7 +122,7 @@ def draw_arrays(
     """Valid arrays for a kernel of any sizes, by name; outputs are filled with NaN."""
     arrays: dict[str, np.ndarray] = {}
     for argument in SIGNATURES[kernel].arguments:
-        if argument.role in ("scratch", "scalar"):
+        if argument.role in ("workspace", "scalar"):
             continue
         shape = tuple(sizes[letter] for letter in argument.shape)
         if argument.role in ("out", "accumulate") and kernel != "sgd_update":

@@ -3,7 +3,7 @@
 A kernel is a free function, and a `Backend` collects the kernels of one or a
 few modules as its attributes. Every kernel of `SIGNATURES` exists in every
 backend under the same name with the same ordered arguments: outputs first,
-then inputs, then workspace (scratch), then sizes. The caller owns every array;
+then inputs, then workspace, then sizes. The caller owns every array;
 a kernel allocates none, converts none and keeps no state.
 
 Besides the kernels a backend has ``NAME`` and:
@@ -12,10 +12,10 @@ Besides the kernels a backend has ``NAME`` and:
 - ``planes(shape, dtype, halo)``: zeros (N, C, H, W) in the backend's own memory
   layout, which may add zeros around each plane;
 - ``upload(destination, source)``: copy from NumPy; ``download(array)``: to NumPy;
-- ``scratch_size(kernel, **letters)``: least workspace size in elements;
+- ``workspace_size(kernel, **letters)``: least workspace size in elements;
 - ``bind(kernel, *arguments)``: validate a call once, to be run many times;
-- ``record(run)``: capture the bound calls that `run` makes, replayed as one if possible;
-- ``Feed(*destinations)``: prefetcher that copies batches, during computation if possible;
+- ``capture(run)``: record the bound calls that `run` makes, replayed as one if possible;
+- ``Prefetcher(*destinations)``: copies batches, during computation if possible;
 - ``all_reduce(comm)``: function that replaces an array by its sum over all
   processes of `minicnn.distributed`;
 - ``memory_left()``: free bytes, or None; ``threads(count)``: context manager.

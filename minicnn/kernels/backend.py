@@ -9,7 +9,7 @@ from minicnn.kernels.validation import Check
 
 #: Functions of a backend besides its kernels; `minicnn.kernels` says what each does.
 _FUNCTIONS = (
-    "Feed", "all_reduce", "download", "empty", "memory_left", "planes", "record", "threads", "upload", "zeros",
+    "Prefetcher", "all_reduce", "capture", "download", "empty", "memory_left", "planes", "threads", "upload", "zeros",
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ class Backend:
         self.NAME = name
         self._kernels = {kernel: functions[kernel] for kernel in SIGNATURES if kernel in functions}
         self._prepare = prepare
-        self._checks = {kernel: check(kernel, self.scratch_size) for kernel in SIGNATURES} if check else {}
+        self._checks = {kernel: check(kernel, self.workspace_size) for kernel in SIGNATURES} if check else {}
         vars(self).update({one: functions[one] for one in _FUNCTIONS}, **more)
         vars(self).update({kernel: self._checked(kernel) for kernel in self._kernels})
 
@@ -70,7 +70,7 @@ class Backend:
             self._checks[kernel](arguments)
         return self._prepare(self._kernels[kernel], *arguments)
 
-    def scratch_size(self, kernel: str, **size: int) -> int:
+    def workspace_size(self, kernel: str, **size: int) -> int:
         """Return the number of workspace elements that `kernel` needs, sufficient for float32 and float64.
 
         Parameters

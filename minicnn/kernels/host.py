@@ -20,7 +20,7 @@ def upload(destination: np.ndarray, values: np.ndarray) -> None:
     np.copyto(destination, values, casting="unsafe")
 
 
-class Feed:
+class Prefetcher:
     """Prefetcher interface that copies batches into the arrays a step reads; on the CPU it copies at once.
 
     Parameters
@@ -39,7 +39,7 @@ class Feed:
             np.copyto(part, value, casting="unsafe")
 
 
-def record(run: Callable[[], None]) -> Callable[[], None]:
+def capture(run: Callable[[], None]) -> Callable[[], None]:
     """Return `run` itself: the CPU backends have nothing to capture."""
     return run
 

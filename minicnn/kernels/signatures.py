@@ -13,8 +13,8 @@ Shape letters, the same in all kernels::
 
 Roles: ``out`` is overwritten. ``accumulate`` is overwritten if the kernel's
 last argument `add` is False and added to if it is True. ``in`` is only read.
-``scratch`` is the workspace, a flat float array whose content is undefined
-before and after the call; the backend's `scratch_size` gives its minimum
+``workspace`` is the workspace, a flat float array whose content is undefined
+before and after the call; the backend's `workspace_size` gives its minimum
 length. ``scalar`` is a Python number.
 """
 
@@ -99,20 +99,20 @@ def _signature(arguments: str, doc: str, size_rule: Callable[..., str] = _any_si
 #: Kernel name -> signature: arguments as "role name:shape:dtype", docstring, size rule.
 SIGNATURES: dict[str, Signature] = {
     "conv2d_forward": _signature(
-        "out y:N,O,H,W | in x:N,C,H,W | in w:O,C,K,K | in b:O | scratch s",
+        "out y:N,O,H,W | in x:N,C,H,W | in w:O,C,K,K | in b:O | workspace s",
         "y = x correlated with w (zero padded, stride 1) + b; eq. (1) of the paper without f.",
     ),
     "conv2d_tanh_forward": _signature(
-        "out y:N,O,H,W | out pooled:N,E,P,Q | out up:N,F,R,S | in x:N,C,H,W | in w:O,C,K,K | in b:O | scratch s",
+        "out y:N,O,H,W | out pooled:N,E,P,Q | out up:N,F,R,S | in x:N,C,H,W | in w:O,C,K,K | in b:O | workspace s",
         "y = tanh(x correlated with w + b), all of eq. (1); pooled and up as in `interlink_forward`.",
         _linked,
     ),
     "conv2d_backward_data": _signature(
-        "accumulate dx:N,C,H,W | in dy:N,O,H,W | in w:O,C,K,K | scratch s | scalar add",
+        "accumulate dx:N,C,H,W | in dy:N,O,H,W | in w:O,C,K,K | workspace s | scalar add",
         "dx = dy correlated with w rotated by 180°, input and output channels swapped.",
     ),
     "conv2d_backward_weights": _signature(
-        "out dw:O,C,K,K | out db:O | in dy:N,O,H,W | in x:N,C,H,W | scratch s",
+        "out dw:O,C,K,K | out db:O | in dy:N,O,H,W | in x:N,C,H,W | workspace s",
         "dw = dy correlated with x over all images; db = dy summed over images and pixels.",
     ),
     "max_pool2d_forward": _signature(
@@ -122,7 +122,7 @@ SIGNATURES: dict[str, Signature] = {
         _pooled,
     ),
     "max_pool2d_backward": _signature(
-        "accumulate dx:N,C,H,W | in dy:N,C,P,Q | in x:N,C,H,W | in y:N,C,P,Q | scratch s | scalar window "
+        "accumulate dx:N,C,H,W | in dy:N,C,P,Q | in x:N,C,H,W | in y:N,C,P,Q | workspace s | scalar window "
         "| scalar stride | scalar border | scalar add",
         "dx = dy added at the first maximum, in row-major order, of each window.",
         _pooled,
@@ -133,7 +133,7 @@ SIGNATURES: dict[str, Signature] = {
         _pooled,
     ),
     "mean_pool2d_backward": _signature(
-        "accumulate dx:N,C,H,W | in dy:N,C,P,Q | scratch s | scalar window | scalar add",
+        "accumulate dx:N,C,H,W | in dy:N,C,P,Q | workspace s | scalar window | scalar add",
         "dx = dy / window^2 at each pixel of a tile.",
         _pooled,
     ),
@@ -167,7 +167,7 @@ SIGNATURES: dict[str, Signature] = {
         "y = tanh(x), the activation f of eq. (1).",
     ),
     "tanh_backward": _signature(
-        "accumulate dx:N,C,H,W | in dy:N,C,H,W | in y:N,C,H,W | scratch s | scalar add",
+        "accumulate dx:N,C,H,W | in dy:N,C,H,W | in y:N,C,H,W | workspace s | scalar add",
         "dx = dy (1 - y^2).",
     ),
     "interlink_forward": _signature(
@@ -176,20 +176,20 @@ SIGNATURES: dict[str, Signature] = {
         _linked,
     ),
     "interlink_backward": _signature(
-        "out dx:N,C,H,W | in dy:N,G,H,W | in dpooled:N,E,P,Q | in dup:N,F,R,S | in y:N,C,H,W | scratch s",
+        "out dx:N,C,H,W | in dy:N,G,H,W | in dpooled:N,E,P,Q | in dup:N,F,R,S | in y:N,C,H,W | workspace s",
         "dx = (dy + gradients through pooled and up) (1 - y^2); inputs without channels count as 0; dx may be dy.",
         _linked,
     ),
     "softmax_cross_entropy_forward": _signature(
-        "out loss: | out total: | out p:N,L,H,W | in z:N,L,H,W | in t:N,H,W:int32 | in weights:N,H,W | scratch s",
+        "out loss: | out total: | out p:N,L,H,W | in z:N,L,H,W | in t:N,H,W:int32 | in weights:N,H,W | workspace s",
         "p = softmax of z over the classes; total = sum of weights; loss = sum of -weights log p[t] / total.",
     ),
     "softmax_cross_entropy_backward": _signature(
-        "out dz:N,L,H,W | in p:N,L,H,W | in t:N,H,W:int32 | in weights:N,H,W | in total: | scratch s",
+        "out dz:N,L,H,W | in p:N,L,H,W | in t:N,H,W:int32 | in weights:N,H,W | in total: | workspace s",
         "dz = weights (p - onehot(t)) / total.",
     ),
     "sgd_update": _signature(
-        "out values:V | out velocity:V | in gradients:V | in lr: | scratch s | scalar momentum | scalar nesterov "
+        "out values:V | out velocity:V | in gradients:V | in lr: | workspace s | scalar momentum | scalar nesterov "
         "| scalar weight_decay | scalar shrink",
         "Apply one step of `minicnn.sgd.SGD` to the flat parameter and velocity buffers, in place.",
     ),

@@ -15,17 +15,17 @@ class Check:
     ----------
     name : str
         Name of the kernel.
-    scratch_size : callable
-        The backend's `scratch_size`, which returns the minimum workspace length in elements.
+    workspace_size : callable
+        The backend's `workspace_size`, which returns the minimum workspace length in elements.
     """
 
     array_type: type = np.ndarray
     array_name = "a NumPy array"
 
-    def __init__(self, name: str, scratch_size: Callable[..., int]):
+    def __init__(self, name: str, workspace_size: Callable[..., int]):
         self._name = name
         self._table, self._size_rule = SIGNATURES[name].arguments, SIGNATURES[name].size_rule
-        self._least_scratch = cache(lambda *letters: scratch_size(name, **dict(letters)))
+        self._least_workspace = cache(lambda *letters: workspace_size(name, **dict(letters)))
 
     def __call__(self, given: Sequence) -> None:
         """Validate the arguments of one call.
@@ -48,15 +48,15 @@ class Check:
         float_type = getattr(given[0], "dtype", None)
         letters: dict[str, int] = {}
         scalars: dict[str, float] = {}
-        scratch = labels = None
+        workspace = labels = None
         for argument, value in zip(table, given, strict=True):
             if argument.role == "scalar":
                 scalars[argument.name] = value
                 continue
             if problem := self._problem(argument, value, float_type):
                 raise ValueError(f"{name}: {argument.name}: {problem}")
-            if argument.role == "scratch":
-                scratch = value
+            if argument.role == "workspace":
+                workspace = value
                 continue
             if argument.dtype == "int32":
                 labels = value
@@ -68,8 +68,8 @@ class Check:
             raise ValueError(f"{name}: {problem}")
         if labels is not None and (problem := self._labels_problem(labels, letters["L"])):
             raise ValueError(f"{name}: {problem}")
-        if scratch is not None and scratch.size < (least := self._least_scratch(*letters.items())):
-            raise ValueError(f"{name}: expected at least {least} elements of scratch, got {scratch.size}")
+        if workspace is not None and workspace.size < (least := self._least_workspace(*letters.items())):
+            raise ValueError(f"{name}: expected at least {least} elements of workspace, got {workspace.size}")
 
     def _problem(self, argument: Argument, value, float_type) -> str:
         """Return an error message for one array considered alone, or "" if it is valid."""
@@ -78,10 +78,10 @@ class Check:
         kind = float_type if argument.dtype == "float" else np.dtype(argument.dtype)
         if value.dtype != kind or not value.dtype.isnative or float_type.char not in "fd":
             return f"expected float32 or float64 for all (labels: int32) in the machine's byte order, got {value.dtype}"
-        dimensions = 1 if argument.role == "scratch" else len(argument.shape)
+        dimensions = 1 if argument.role == "workspace" else len(argument.shape)
         if value.ndim != dimensions:
             return f"expected {dimensions} dimensions, got shape {value.shape}"
-        if 0 in value.shape and not _MAY_BE_NONE.intersection(argument.shape) and argument.role != "scratch":
+        if 0 in value.shape and not _MAY_BE_NONE.intersection(argument.shape) and argument.role != "workspace":
             return f"expected no empty dimension, got shape {value.shape}"
         return self._layout_problem(value, dimensions == 4 and "K" not in argument.shape)
 

@@ -202,7 +202,7 @@ def ceilings(part: Part) -> None:
         for _ in range(seen.nodes):
             nothing((1,), (32,), (out,))
 
-    nodes = gpu.record(empty_nodes)
+    nodes = gpu.capture(empty_nodes)
     with gpu.threads(1):
         seconds = {
             "multiply_adds": _least(clock, lambda: add((blocks,), (block,), (out, np.int32(seen.loops)))),

@@ -246,13 +246,13 @@ def run_case(case: Case) -> None:
 
     given: dict[str, Any] = {}
     slots: dict[str, _Slot] = {}
-    usual = kernels.scratch_size(case.kernel, **case.sizes)  # what is asked for, whichever tile is taken
+    usual = kernels.workspace_size(case.kernel, **case.sizes)  # what is asked for, whichever tile is taken
     with _chosen(case.tile):
-        length = max(usual, kernels.scratch_size(case.kernel, **case.sizes))
+        length = max(usual, kernels.workspace_size(case.kernel, **case.sizes))
         for argument in table:
             if argument.role == "scalar":
                 given[argument.name] = case.scalars[argument.name]
-            elif argument.role == "scratch":
+            elif argument.role == "workspace":
                 given[argument.name] = kernels.empty(length, case.dtype)
             elif len(argument.shape) == 4 and "K" not in argument.shape:
                 slots[argument.name] = _Slot(kernels, arrays[argument.name])

@@ -136,11 +136,11 @@ def test_a_batch_does_not_arrive_where_older_kernels_still_write():
     """The memory that it arrives in may have been another plan's, whose last step is still running."""
     kernels = get_backend("cupy")
     older, destination = (kernels.zeros((2, 3), "float32") for _ in range(2))
-    feed = kernels.Feed(destination)
+    feed = kernels.Prefetcher(destination)
     with kernels.threads(1):
         older.fill(1)
     asked = [operation for operation in kernels.threads(1)._queue.waiting if "fill" in operation.note]
-    later = kernels.Feed(destination)
+    later = kernels.Prefetcher(destination)
     for one in (feed, later):
         one(np.ones((2, 3), np.float32))
     assert not any(operation.done for operation in asked)

@@ -60,8 +60,8 @@ class Slots:
             assert isinstance(whole.base, HaloMemory) and not np.asarray(whole.base).any()
 
 
-def scratch(kernels, kernel: str, sizes: dict[str, int], dtype) -> np.ndarray:
-    return np.full(kernels.scratch_size(kernel, **sizes), np.nan, dtype)
+def workspace(kernels, kernel: str, sizes: dict[str, int], dtype) -> np.ndarray:
+    return np.full(kernels.workspace_size(kernel, **sizes), np.nan, dtype)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -76,7 +76,7 @@ def scratch(kernels, kernel: str, sizes: dict[str, int], dtype) -> np.ndarray:
     st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_convolution_of_any_shape(sizes, add, seed):
-    """Forward and both gradients, beside NaN, from scratch of NaN, into NaN, against the reference."""
+    """Forward and both gradients, beside NaN, from workspace of NaN, into NaN, against the reference."""
     n, c, o, k, h, w = (sizes[letter] for letter in "NCOKHW")
     rng = np.random.default_rng(seed)
     shapes = ((n, c, h, w), (o, c, k, k), (o,), (n, o, h, w), (n, c, h, w))
@@ -85,9 +85,11 @@ def test_convolution_of_any_shape(sizes, add, seed):
     for kernels, put in ((REFERENCE, np.copy), (KERNELS, slots := Slots(4))):
         own_x, own_dy, y, dx = put(x), put(dy), put(np.full_like(dy, np.nan)), put(before if add else x * np.nan)
         dw, db = np.full_like(weights, np.nan), np.full_like(b, np.nan)
-        kernels.conv2d_forward(y, own_x, weights, b, scratch(kernels, "conv2d_forward", sizes, "f4"))
-        kernels.conv2d_backward_data(dx, own_dy, weights, scratch(kernels, "conv2d_backward_data", sizes, "f4"), add)
-        kernels.conv2d_backward_weights(dw, db, own_dy, own_x, scratch(kernels, "conv2d_backward_weights", sizes, "f4"))
+        kernels.conv2d_forward(y, own_x, weights, b, workspace(kernels, "conv2d_forward", sizes, "f4"))
+        kernels.conv2d_backward_data(dx, own_dy, weights, workspace(kernels, "conv2d_backward_data", sizes, "f4"), add)
+        kernels.conv2d_backward_weights(
+            dw, db, own_dy, own_x, workspace(kernels, "conv2d_backward_weights", sizes, "f4")
+        )
         results.append([np.copy(array) for array in (y, dx, dw, db)])
     for expected, actual in zip(*results, strict=True):
         assert relative_error(actual, expected) < 1e-5
@@ -170,15 +172,15 @@ def test_a_halo_is_that_of_whole_planes_made_for_it():
 
 
 def valid_call(kernel: str, example, rng) -> list:
-    """Arguments of a right call, scratch included."""
+    """Arguments of a right call, workspace included."""
     arrays, scalars = example(kernel, "float32", rng)
     letters = {
         letter: length
         for argument in SIGNATURES[kernel].arguments
-        if argument.role not in ("scalar", "scratch")
+        if argument.role not in ("scalar", "workspace")
         for letter, length in zip(argument.shape, arrays[argument.name].shape, strict=True)
     }
-    everything = arrays | scalars | {"s": scratch(KERNELS, kernel, letters, "f4")}
+    everything = arrays | scalars | {"s": workspace(KERNELS, kernel, letters, "f4")}
     return [everything[argument.name] for argument in SIGNATURES[kernel].arguments]
 
 
@@ -201,7 +203,7 @@ def test_wrong_arrays_are_refused_by_every_kernel(example, kernel, rng):
         ]
         if array.ndim and kernel != "parity_maps":  # whose only array may have any shape
             doubled = np.repeat(array, 2, axis=-1)[..., ::2]
-            wrong += [array[..., :-1], doubled] if argument.role != "scratch" else [array[:-1], doubled]
+            wrong += [array[..., :-1], doubled] if argument.role != "workspace" else [array[:-1], doubled]
         for bad in wrong:
             with pytest.raises(ValueError, match=f"{kernel}: .*expected"):
                 getattr(KERNELS, kernel)(*right[:place], bad, *right[place + 1 :])
@@ -273,7 +275,7 @@ for sizes in ({"N": 2, "C": 3, "O": 8, "K": 5, "H": 16, "W": 16}, {"N": 1, "C": 
     results = []
     for kernels in (ours, reference):
         y, dx, dw, db = np.empty_like(dy), np.empty_like(x), np.empty_like(weights), np.empty_like(b)
-        s = np.zeros(max(kernels.scratch_size(name, **sizes) for name in
+        s = np.zeros(max(kernels.workspace_size(name, **sizes) for name in
                          ("conv2d_forward", "conv2d_backward_data", "conv2d_backward_weights")), "f4")
         kernels.conv2d_forward(y, x, weights, b, s)
         kernels.conv2d_backward_data(dx, dy, weights, s, False)

@@ -60,10 +60,10 @@ def test_an_unknown_backend_is_named_with_the_known_ones():
 def test_every_kernel_has_an_example(example, name, rng):
     """The fixture `kernel` runs through the examples: without one a kernel would not be tested."""
     arrays, scalars = example(name, "float32", rng)
-    assert [*arrays, *scalars] == [a.name for a in SIGNATURES[name].arguments if a.role != "scratch"]
+    assert [*arrays, *scalars] == [a.name for a in SIGNATURES[name].arguments if a.role != "workspace"]
 
 
-# ---- every kernel (the `call` fixture also checks shapes, inputs and scratch)
+# ---- every kernel (the `call` fixture also checks shapes, inputs and workspace)
 
 
 def test_kernel_agrees_with_the_reference(call, reference, example, kernel, dtype, rng):

@@ -59,7 +59,7 @@ def assert_same_bits(first: list[np.ndarray], second: list[np.ndarray]) -> None:
 
 
 def poison(plan: Plan) -> list[int]:
-    """After each unit fill scratch and every buffer that nobody will read with NaN; count them in the list."""
+    """After each unit fill workspace and every buffer that nobody will read with NaN; count them in the list."""
     counts = []
 
     def hook(phase: str, node: str) -> None:
@@ -68,7 +68,7 @@ def poison(plan: Plan) -> list[int]:
         dead = list(dead_buffers(plan.lives, plan.assigned, time))
         for number in dead:
             plan.buffers[number][...] = np.nan
-        plan._scratch[...] = np.nan
+        plan._workspace[...] = np.nan
         counts.append(len(dead))
 
     plan.hook = hook
@@ -134,11 +134,11 @@ def test_assignment_by_hand():
 
 
 def test_what_is_left_from_another_batch_is_not_seen(backend, rng):
-    """Results depend on the images and parameters, not on what buffers and scratch held."""
+    """Results depend on the images and parameters, not on what buffers and workspace held."""
     data, fresh, used = faces(rng), small_plan(backend), small_plan(backend)
     for buffer in used.buffers.values():
         buffer[...] = np.nan
-    used._scratch[...] = np.nan
+    used._workspace[...] = np.nan
     for gradient in used.gradients.values():
         gradient[...] = np.nan
     assert_same_bits(train(used, *data), train(fresh, *data))
@@ -503,8 +503,8 @@ def count(kernel, images):
     if kernel != "sgd_update":
         EXAMPLES[kernel][0]["N"] = images
     arrays, scalars = draw_example(kernel, "float32", np.random.default_rng(0))
-    scratch = np.zeros(kernels.scratch_size(kernel, **EXAMPLES[kernel][0]), np.float32)
-    everything = {**arrays, "s": scratch, **scalars}
+    workspace = np.zeros(kernels.workspace_size(kernel, **EXAMPLES[kernel][0]), np.float32)
+    everything = {**arrays, "s": workspace, **scalars}
     passed = [everything[argument.name] for argument in SIGNATURES[kernel].arguments]
     before = rtsys.get_allocation_stats().alloc
     getattr(kernels, kernel)(*passed)

@@ -16,8 +16,8 @@ from minicnn.kernels import host
 from minicnn.kernels.backend import Backend
 from minicnn.kernels.cpu import layout, loss, pool
 from minicnn.kernels.cpu.compile import Kernel
-from minicnn.kernels.cpu.conv_direct import correlation_scratch, prepare_backward_data, prepare_forward
-from minicnn.kernels.cpu.conv_weights import prepare_backward_weights, weight_gradient_scratch
+from minicnn.kernels.cpu.conv_direct import correlation_workspace, prepare_backward_data, prepare_forward
+from minicnn.kernels.cpu.conv_weights import prepare_backward_weights, weight_gradient_workspace
 from minicnn.kernels.signatures import kernel
 from minicnn.kernels.validation import Check
 
@@ -35,15 +35,15 @@ def threads(count: int) -> Iterator[None]:
 
 
 def _forward_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    return max(correlation_scratch(N, C, O, H, W, K, itemsize) for itemsize in (4, 8))
+    return max(correlation_workspace(N, C, O, H, W, K, itemsize) for itemsize in (4, 8))
 
 
 def _backward_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    return max(correlation_scratch(N, O, C, H, W, K, itemsize) for itemsize in (4, 8))
+    return max(correlation_workspace(N, O, C, H, W, K, itemsize) for itemsize in (4, 8))
 
 
 def _weights_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    return max(weight_gradient_scratch(N, C, O, H, W, K, itemsize) for itemsize in (4, 8))
+    return max(weight_gradient_workspace(N, C, O, H, W, K, itemsize) for itemsize in (4, 8))
 
 
 # The convolutions consist of several calls with offsets that are computed in advance: they return one prepared call.

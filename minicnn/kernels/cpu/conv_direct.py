@@ -193,7 +193,7 @@ def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
     return steps
 
 
-def correlation_scratch(n: int, c: int, filters: int, h: int, w: int, k: int, itemsize: int) -> int:
+def correlation_workspace(n: int, c: int, filters: int, h: int, w: int, k: int, itemsize: int) -> int:
     """Return the number of workspace elements of a correlation.
 
     Parameters

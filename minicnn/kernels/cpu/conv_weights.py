@@ -137,7 +137,7 @@ def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
     return in_turn(steps)
 
 
-def weight_gradient_scratch(n: int, c: int, o: int, h: int, w: int, k: int, itemsize: int) -> int:
+def weight_gradient_workspace(n: int, c: int, o: int, h: int, w: int, k: int, itemsize: int) -> int:
     """Return the number of workspace elements of a weight gradient.
 
     Parameters

@@ -16,7 +16,7 @@ _COLUMNS = 1 << 24  # upper limit on the elements of the columns in one multipli
 _BLOCK = 256
 
 
-def record(run: Callable[[], None]) -> Callable[[], None]:
+def capture(run: Callable[[], None]) -> Callable[[], None]:
     """Return `run` itself: CuPy's `matmul` raises during a graph capture."""
     return run
 

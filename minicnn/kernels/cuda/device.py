@@ -1,7 +1,7 @@
 """The NVIDIA GPU: finding it, arrays, streams, graph capture, several processes. The only module that imports CuPy.
 
 Computation runs on one stream, batches are copied on a second one, and a whole training step can be replayed as one
-CUDA graph (`record`). Without a usable GPU, importing this module raises ImportError with the reason.
+CUDA graph (`capture`). Without a usable GPU, importing this module raises ImportError with the reason.
 """
 
 import atexit
@@ -173,7 +173,7 @@ def threads(count: int):
     return _STREAM
 
 
-class Feed:
+class Prefetcher:
     """Prefetcher: copies batches to the device while it computes.
 
     A batch is copied into pinned memory, transferred from there on a separate stream, and copied to its destination on
@@ -234,7 +234,7 @@ def _pinned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-def record(run: Callable[[], None]) -> Callable[[], None]:
+def capture(run: Callable[[], None]) -> Callable[[], None]:
     """Capture `run` as a CUDA graph.
 
     Parameters
