@@ -15,7 +15,7 @@ from icnn.stages import NETWORKS
 from minicnn.kernels import get_backend
 from minicnn.kernels.backend import Backend
 from minicnn.layers import Conv2D
-from minicnn.memory import needs_gradient
+from minicnn.planner import needs_gradient
 
 KERNELS = {
     "forward": "conv2d_forward",

@@ -21,8 +21,7 @@ from minicnn.graph import Graph
 from minicnn.kernels.cuda.sources import OPTIONS, source
 from minicnn.kernels.cuda.tiles import WARP, Loop, Tile, correlation_tile, weight_gradient_tile
 from minicnn.layers import Conv2D
-from minicnn.memory import needs_gradient
-from minicnn.schedule import Schedule
+from minicnn.planner import Schedule, needs_gradient
 
 SCHEDULERS = 4  # per multiprocessor; each issues one instruction per cycle to all lanes of a warp
 LAUNCH = 3e-6  # s between consecutive launches in a stream, assumed

@@ -28,7 +28,7 @@ from minicnn.kernels.cpu.compile import VECTOR_BYTES
 from minicnn.kernels.cpu.tiles import lanes
 from minicnn.kernels.host import cores
 from minicnn.layers import Conv2D
-from minicnn.memory import needs_gradient
+from minicnn.planner import needs_gradient
 
 _LANES = lanes(4)
 #: Numbers of independent accumulators: enough to hide the latency of a multiply-add (two per cycle, 4 cycles each),

@@ -9,8 +9,8 @@ from icnn.cli import text_table
 from icnn.model.network import icnn_graph
 from icnn.stages import NETWORKS
 from minicnn.layers import Conv2D
-from minicnn.memory import needs_gradient
 from minicnn.plan import Plan
+from minicnn.planner import needs_gradient
 
 NOTE = "model, unverified on hardware"
 

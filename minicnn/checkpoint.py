@@ -5,11 +5,17 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+
+try:
+    VERSION = version("icnn")
+except PackageNotFoundError:  # imported from a source tree that is not installed
+    VERSION = "unknown"
 
 
 class CheckpointError(ValueError):

@@ -1,6 +1,9 @@
 """Learnt parameters of a network in one flat buffer, with named views into it."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -8,25 +11,13 @@ from minicnn.graph import Graph
 from minicnn.kernels.backend import Backend
 
 
-class Views(Mapping[str, np.ndarray]):
-    """Read-only mapping of "node/array" to writable views of one flat buffer, in the order of `shapes`."""
-
-    def __init__(self, flat, shapes: Mapping[str, tuple[int, ...]]):
-        self._views = {}
-        offset = 0
-        for name, shape in shapes.items():
-            size = int(np.prod(shape))
-            self._views[name] = flat[offset : offset + size].reshape(shape)
-            offset += size
-
-    def __getitem__(self, name: str):
-        return self._views[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
-
-    def __len__(self) -> int:
-        return len(self._views)
+def views(flat, shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]:
+    """Return a read-only mapping of names to writable views of one flat buffer, in the order of `shapes`."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()]).tolist()
+    starts = [0, *ends]
+    return MappingProxyType(
+        {name: flat[start:end].reshape(shapes[name]) for name, start, end in zip(shapes, starts, ends, strict=False)}
+    )
 
 
 class Parameters:
@@ -44,8 +35,8 @@ class Parameters:
     ----------
     flat, flat_gradients, flat_velocity : (V,) backend arrays of `dtype`
         Values, gradients and velocity of all V parameters.
-    values, gradients : Views
-        Views of `flat` and `flat_gradients` by "node/array".
+    values, gradients : read-only mappings
+        Writable views of `flat` and `flat_gradients` by "node/array".
     """
 
     def __init__(self, graph: Graph, kernels: Backend, dtype: str):
@@ -54,8 +45,8 @@ class Parameters:
         self.flat = kernels.zeros(count, dtype)
         self.flat_gradients = kernels.zeros(count, dtype)
         self.flat_velocity = kernels.zeros(count, dtype)
-        self.values = Views(self.flat, shapes)
-        self.gradients = Views(self.flat_gradients, shapes)
+        self.values = views(self.flat, shapes)
+        self.gradients = views(self.flat_gradients, shapes)
         self._graph = graph
         self._kernels = kernels
 
@@ -66,3 +57,30 @@ class Parameters:
                 drawn = node.layer.initialise(array, shape, rng)
                 self._kernels.upload(self.values[f"{node.name}/{array}"], drawn)
         self.flat_velocity[...] = 0
+
+    def assign(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Copy values into the parameters of the same names; KeyError or ValueError for another name or shape."""
+        for name, values in parameters.items():
+            self._kernels.upload(self.values[name], values)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return NumPy copies of all values and velocities, (V,)."""
+        return {name: np.array(self._kernels.download(buffer)) for name, buffer in self._restorable.items()}
+
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Copy the arrays of `state` back.
+
+        Raises
+        ------
+        ValueError
+            If they have the shapes of another network; nothing is changed then.
+        """
+        for name, buffer in self._restorable.items():
+            if state[name].shape != buffer.shape:
+                raise ValueError(f"expected {name} of shape {buffer.shape}, got {state[name].shape}")
+        for name, buffer in self._restorable.items():
+            self._kernels.upload(buffer, state[name])
+
+    @property
+    def _restorable(self) -> dict[str, Any]:
+        return {"values": self.flat, "velocity": self.flat_velocity}

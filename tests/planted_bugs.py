@@ -33,8 +33,8 @@ class Bug(NamedTuple):
     test: str
 
 
-REFERENCE, LAYERS, PLAN = "minicnn/kernels/reference.py", "minicnn/layers.py", "minicnn/plan.py"
-SCHEDULE = "minicnn/schedule.py"
+REFERENCE, LAYERS = "minicnn/kernels/reference.py", "minicnn/layers.py"
+SCHEDULE = "minicnn/planner.py"
 GPU, GPU_DEVICE = "minicnn/kernels/cuda/backend.py", "minicnn/kernels/cuda/device.py"
 RESAMPLE, CENTRES, MODULATION = "icnn/data/resample.py", "icnn/model/centres.py", "icnn/model/modulation.py"
 
@@ -78,14 +78,14 @@ BUGS = [
     ),
     Bug(
         "a dropped gradient addition",
-        PLAN,
+        "minicnn/passes.py",
         "adds.append(name in written)",
         "adds.append(False)",
         "test_plan.py::test_a_gradient_with_several_writers_is_their_sum[numpy-True]",
     ),
     Bug(
         "a life ends before the backward pass reads it",
-        "minicnn/memory.py",
+        "minicnn/planner.py",
         'and "x" in reader.layer.backward_reads',
         "and False",
         "test_plan.py::test_sharing_and_poison_change_no_bit[numpy-True-paper]",
@@ -162,9 +162,9 @@ BUGS = [
     ),
     Bug(
         "velocity not restored from a state",
-        PLAN,
-        '"values": self._store.flat, "velocity": self._store.flat_velocity}',
-        '"values": self._store.flat}',
+        "minicnn/parameters.py",
+        '"values": self.flat, "velocity": self.flat_velocity}',
+        '"values": self.flat}',
         "test_checkpoint.py::test_a_training_goes_on_bit_for_bit[numpy]",
     ),
     Bug(

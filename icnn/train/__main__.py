@@ -28,9 +28,9 @@ from icnn.synthetic.faces import synthetic_faces
 from icnn.train.batches import require_parts, shard_count
 from icnn.train.run_folder import ReadOnlyRun, Run, write_json
 from icnn.train.trainer import train_network
+from minicnn.checkpoint import VERSION
 from minicnn.distributed import Communicator, join
 from minicnn.kernels import choose_backend
-from minicnn.plan import VERSION
 
 #: Numbers of training and validation images in the paper (Sec. 4.1).
 PAPER_SPLIT = (2000, 230)

@@ -130,7 +130,7 @@ def test_the_zeros_around_planes_stay_zeros(rng):
     plan = Plan(icnn_graph(3, 16), 2, "numba", threads=2)
     for _ in range(2):
         plan.step(rng.standard_normal((2, 3, 16, 16)), rng.integers(0, 3, (2, 16, 16)), SGD(lr=0.1))
-    for buffer in plan.buffers.values():
+    for buffer in plan.arrays.buffers.values():
         assert buffer.any() and halo_of(buffer) in (2, 4)
         buffer[...] = 0
         assert not np.asarray(buffer.base).any()
@@ -149,7 +149,7 @@ Plan(icnn_graph(9, 64), 1, "numba", threads=1).forward(np.ones((1, 3, 64, 64))) 
 before = resident()
 plan = Plan(icnn_graph(9, 64), 64, "numba", threads=1)
 plan.forward(np.ones((64, 3, 64, 64)))
-print(resident() - before, sum(buffer.base.nbytes for buffer in plan.buffers.values()))
+print(resident() - before, sum(buffer.base.nbytes for buffer in plan.arrays.buffers.values()))
 """
 
 

@@ -16,7 +16,7 @@ from minicnn import SGD, Graph, Plan
 from minicnn.gradcheck import check_plan, relative_error
 from minicnn.kernels.signatures import SIGNATURES
 from minicnn.layers import Concat, Conv2D, Input, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
-from minicnn.memory import Life, assign_buffers, dead_buffers
+from minicnn.planner import Life, assign_buffers, dead_buffers
 
 OPTIMISER = SGD(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.001, shrink=0.999)
 
@@ -65,10 +65,10 @@ def poison(plan: Plan) -> list[int]:
     def hook(phase: str, node: str) -> None:
         schedule = plan.schedule
         time = (schedule.times if phase == "forward" else schedule.backward_times)[node]
-        dead = list(dead_buffers(plan.lives, plan.assigned, time))
+        dead = list(dead_buffers(plan.arrays.lives, plan.arrays.assigned, time))
         for number in dead:
-            plan.buffers[number][...] = np.nan
-        plan._workspace[...] = np.nan
+            plan.arrays.buffers[number][...] = np.nan
+        plan.arrays.workspace[...] = np.nan
         counts.append(len(dead))
 
     plan.hook = hook
@@ -95,7 +95,7 @@ def test_sharing_and_poison_change_no_bit(backend, rng, preset, input_gradient):
 def test_poison_in_a_live_buffer_is_noticed(backend, rng):
     """The test above can fail: what backward reads of a convolution is its input."""
     plan = small_plan(backend)
-    live = plan.buffers[plan.assigned["activation/row1/round1/concat"]]
+    live = plan.arrays.buffers[plan.arrays.assigned["activation/row1/round1/concat"]]
     images, labels, weights = faces(rng)
     plan.forward(images)
     live[0] = np.nan
@@ -107,16 +107,16 @@ def test_poison_in_a_live_buffer_is_noticed(backend, rng):
 @pytest.mark.parametrize("preset", ["paper", "released"])
 def test_sharing_saves_memory(preset):
     def size(share: bool) -> int:
-        return sum(buffer.nbytes for buffer in small_plan("numpy", preset, share=share).buffers.values())
+        return sum(buffer.nbytes for buffer in small_plan("numpy", preset, share=share).arrays.buffers.values())
 
     assert size(share=True) < 0.75 * size(share=False)
 
 
 def test_arrays_of_one_buffer_have_one_shape_and_disjoint_lives():
     plan = small_plan("numpy", input_gradient=True)
-    for one, first in plan.lives.items():
-        for other, second in plan.lives.items():
-            if one < other and plan.assigned[one] == plan.assigned[other]:
+    for one, first in plan.arrays.lives.items():
+        for other, second in plan.arrays.lives.items():
+            if one < other and plan.arrays.assigned[one] == plan.arrays.assigned[other]:
                 assert first.shape == second.shape
                 assert first.death < second.birth or second.death < first.birth
 
@@ -136,9 +136,9 @@ def test_assignment_by_hand():
 def test_what_is_left_from_another_batch_is_not_seen(backend, rng):
     """Results depend on the images and parameters, not on what buffers and workspace held."""
     data, fresh, used = faces(rng), small_plan(backend), small_plan(backend)
-    for buffer in used.buffers.values():
+    for buffer in used.arrays.buffers.values():
         buffer[...] = np.nan
-    used._workspace[...] = np.nan
+    used.arrays.workspace[...] = np.nan
     for gradient in used.gradients.values():
         gradient[...] = np.nan
     assert_same_bits(train(used, *data), train(fresh, *data))
@@ -474,7 +474,7 @@ def every_layer(channels: int = 8, size: int = 96) -> Graph:
 def test_a_step_allocates_no_array(backend, rng):
     """At its peak a step has less new memory than a quarter of the smallest activation: NumPy's casting buffers."""
     plan = Plan(every_layer(), 8, backend, "float32", threads=1)
-    smallest = min(buffer.nbytes for buffer in plan.buffers.values())
+    smallest = min(buffer.nbytes for buffer in plan.arrays.buffers.values())
     assert smallest > 500_000
     images = rng.standard_normal((8, 8, 96, 96)).astype(np.float32)
     labels, weights = rng.integers(0, 3, (8, 96, 96), np.int32), np.ones((8, 96, 96), np.float32)
