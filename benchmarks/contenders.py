@@ -41,7 +41,7 @@ class Convolution:
     ----------
     name : str
         The layer's name.
-    channels, filters, window, size : int
+    channels, out_channels, kernel_size, size : int
         Input channels C, output channels O, kernel size K and side S of the feature maps.
     input_gradient : bool
         Whether a training step needs the gradient of its input.
@@ -49,15 +49,15 @@ class Convolution:
 
     name: str
     channels: int
-    filters: int
-    window: int
+    out_channels: int
+    kernel_size: int
     size: int
     input_gradient: bool
 
     @property
     def layer(self) -> str:
-        k, s = self.window, self.size
-        return f"{self.name} {self.channels}->{self.filters} {k}x{k} at {s}x{s}"
+        k, s = self.kernel_size, self.size
+        return f"{self.name} {self.channels}->{self.out_channels} {k}x{k} at {s}x{s}"
 
     @property
     def directions(self) -> list[str]:
@@ -66,7 +66,7 @@ class Convolution:
 
     def flops(self, batch: int) -> float:
         """Return the FLOP (multiplications and additions) of one pass; all three passes need the same."""
-        return convolution_flops(batch, self.channels, self.filters, self.window, self.size)
+        return convolution_flops(batch, self.channels, self.out_channels, self.kernel_size, self.size)
 
 
 class Case(NamedTuple):
@@ -196,7 +196,7 @@ def distinct_convolutions() -> list[Convolution]:
         for node in graph.nodes.values():
             if isinstance(node.layer, Conv2D):
                 channels, size, _ = graph.input_shapes(node)[0]
-                key = (channels, node.layer.filters, node.layer.window, size)
+                key = (channels, node.layer.out_channels, node.layer.kernel_size, size)
                 found.setdefault(key, Convolution(node.name, *key, node.inputs[0] in needed))
     return list(found.values())
 
@@ -207,7 +207,7 @@ def example(convolution: Convolution, batch: int) -> tuple[np.ndarray, ...]:
     The shapes are (N, C, S, S), (O, C, K, K), (O,) and (N, O, S, S).
     """
     rng = np.random.default_rng(0)
-    c, o, k, s = convolution.channels, convolution.filters, convolution.window, convolution.size
+    c, o, k, s = convolution.channels, convolution.out_channels, convolution.kernel_size, convolution.size
     shapes = ((batch, c, s, s), (o, c, k, k), (o,), (batch, o, s, s))
     x, w, b, dy = (rng.uniform(-1, 1, shape).astype(np.float32) for shape in shapes)
     return x, w / k**2, b, dy
@@ -224,7 +224,7 @@ def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int
     """Bind a backend's kernels to preallocated arrays and workspace, as a plan does."""
     kernels = get_backend(name)
     wishes = [
-        kernels.workspace_size(kernel, N=batch, C=c.channels, O=c.filters, K=c.window, H=c.size, W=c.size)
+        kernels.workspace_size(kernel, N=batch, C=c.channels, O=c.out_channels, K=c.kernel_size, H=c.size, W=c.size)
         for c in convolutions
         for kernel in KERNELS.values()
     ]
@@ -236,7 +236,7 @@ def backend_contender(name: str, convolutions: Sequence[Convolution], batch: int
 
     for convolution in convolutions:
         given = example(convolution, batch)
-        halo = convolution.window // 2
+        halo = convolution.kernel_size // 2
         x, w, b, dy = (make(kernels, array, halo) for array in given)
         dx, dw, db, y = (make(kernels, array, halo) for array in given)
         for target, array in zip((x, w, b, dy), given, strict=True):
@@ -274,7 +274,7 @@ def torch_contender(
     def add(convolution: Convolution) -> None:
         x, w, b, dy = (torch.from_numpy(array).to(device) for array in example(convolution, batch))
         x, w, dy = (tensor.contiguous(memory_format=memory_format) for tensor in (x, w, dy))
-        pad = convolution.window // 2
+        pad = convolution.kernel_size // 2
         geometry = (w.shape[0],), (1, 1), (pad, pad), (1, 1), False, (0, 0), 1
 
         def gradient(*wanted: bool) -> Callable[[], object]:

@@ -74,9 +74,9 @@ class Geometry(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def filters(self) -> int: ...
+    def out_channels(self) -> int: ...
     @property
-    def window(self) -> int: ...
+    def kernel_size(self) -> int: ...
     @property
     def size(self) -> int: ...
 
@@ -87,7 +87,7 @@ class LoopMismatch(RuntimeError):
 
 def tile_of(convolution: Geometry, direction: str, batch: int, dtype: str = "float32", pooled: bool = False) -> Tile:
     """Return the kernel launch of one pass (`direction`) of a convolution."""
-    c, o, k, s = convolution.channels, convolution.filters, convolution.window, convolution.size
+    c, o, k, s = convolution.channels, convolution.out_channels, convolution.kernel_size, convolution.size
     if direction == "weight_gradient":
         return weight_gradient_tile(batch, c, o, s, s, k, dtype)
     return correlation_tile(batch, c, o, s, s, k, dtype, direction == "input_gradient", pooled)
@@ -101,7 +101,7 @@ def step_tiles(graph: Graph, batch: int, dtype: str = "float32") -> Iterator[Til
         if not isinstance(layer, Conv2D):
             continue
         channels, height, width = graph.input_shapes(unit.node)[0]
-        sizes = batch, channels, layer.filters, height, width, layer.window, dtype
+        sizes = batch, channels, layer.out_channels, height, width, layer.kernel_size, dtype
         yield correlation_tile(*sizes, pooled=unit.pooled is not None)
         yield weight_gradient_tile(*sizes)
         if unit.node.inputs[0] in needed:
@@ -114,8 +114,8 @@ def step_tiles(graph: Graph, batch: int, dtype: str = "float32") -> Iterator[Til
 class Sizes(NamedTuple):
     """Template arguments of a kernel instance: kernel size, and output channels and pixels per thread."""
 
-    window: int
-    filters: int
+    kernel_size: int
+    out_channels: int
     pixels: int
 
 
@@ -169,7 +169,7 @@ def check_body(machine: MachineLoop, tile: Tile) -> None:
     expected, found = math.prod(sizes_of(tile)), body.opcodes["FFMA"]
     rows_are_a_loop = any(inner.inner for inner in tile.loops.inner)
     if not rows_are_a_loop:  # the source unrolls the rows of the convolution kernel
-        expected *= sizes_of(tile).window
+        expected *= sizes_of(tile).kernel_size
     if found != expected or machine.count("FFMA") != found:
         shown = "\n".join(machine.format())
         raise LoopMismatch(f"{tile.expression}: expected {expected} FFMA in one loop, found {found}:\n{shown}")
@@ -232,7 +232,7 @@ class Estimate(NamedTuple):
         """Return the modelled time in seconds and its bottleneck: "issue", "multiply-adds" or "memory"."""
         sums = self.opcodes["FFMA"] + self.opcodes["FADD"] + self.opcodes["FMUL"]
         sizes = sizes_of(self.tile)
-        results = sizes.filters * (sizes.window if self.tile.file.startswith("weight") else sizes.pixels)
+        results = sizes.out_channels * (sizes.kernel_size if self.tile.file.startswith("weight") else sizes.pixels)
         a_warp = {
             "issue": self.opcodes.total() + self.before + STORING * results,
             "multiply-adds": sums * WARP * SCHEDULERS / device.lanes,
@@ -259,7 +259,7 @@ def pixels_share(tile: Tile, batch: int, size: int) -> float:
 
 def traffic_of(convolution: Geometry, direction: str, tile: Tile, batch: int) -> float:
     """Return the minimum traffic in bytes, float32: x, y (or gradients), w and b once, partial sums twice."""
-    c, o, k, s = convolution.channels, convolution.filters, convolution.window, convolution.size
+    c, o, k, s = convolution.channels, convolution.out_channels, convolution.kernel_size, convolution.size
     weights = o * c * k**2 + (o if direction != "input_gradient" else 0)
     parts = 0
     if direction == "weight_gradient":
@@ -325,7 +325,7 @@ class Programs:
         tile = tile_of(convolution, direction, batch)
         machine = main_loop(self.code(tile))
         check_body(machine, tile)
-        c, o, k, s = convolution.channels, convolution.filters, convolution.window, convolution.size
+        c, o, k, s = convolution.channels, convolution.out_channels, convolution.kernel_size, convolution.size
         return Estimate(
             tile=tile,
             resources=self._binaries[tile.file].resources[tile.expression],

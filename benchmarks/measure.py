@@ -132,9 +132,9 @@ def find_torch() -> ModuleType | None:
         return None
 
 
-def convolution_flops(batch: int, channels: int, filters: int, window: int, size: int) -> float:
+def convolution_flops(batch: int, channels: int, out_channels: int, kernel_size: int, size: int) -> float:
     """Return the FLOP (multiplications and additions) of one pass of a convolution, including zero padding."""
-    return 2.0 * batch * channels * filters * window**2 * size**2
+    return 2.0 * batch * channels * out_channels * kernel_size**2 * size**2
 
 
 def step_flops(graph: Graph, batch: int) -> float:
@@ -143,7 +143,7 @@ def step_flops(graph: Graph, batch: int) -> float:
     for node in graph.nodes.values():
         if isinstance(node.layer, Conv2D):
             channels, size, _ = graph.input_shapes(node)[0]
-            one = convolution_flops(batch, channels, node.layer.filters, node.layer.window, size)
+            one = convolution_flops(batch, channels, node.layer.out_channels, node.layer.kernel_size, size)
             total += one * (3 if node.inputs[0] in needed else 2)
     return total
 

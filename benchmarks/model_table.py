@@ -96,8 +96,8 @@ def step_ms(rows: Iterable[dict], labels: int, size: int) -> float | None:
     for node in graph.nodes.values():
         if isinstance(node.layer, Conv2D):
             channels, side, _ = graph.input_shapes(node)[0]
-            k = node.layer.window
-            geometry = f"{channels}->{node.layer.filters} {k}x{k} at {side}x{side}"
+            k = node.layer.kernel_size
+            geometry = f"{channels}->{node.layer.out_channels} {k}x{k} at {side}x{side}"
             for direction in ("forward", "input_gradient", "weight_gradient"):
                 if direction == "input_gradient" and node.inputs[0] not in needed:
                     continue

@@ -52,14 +52,16 @@ class TorchNet(nn.Module):
         match layer:
             case Conv2D():
                 weight, bias = (self.parameter(f"{node.name}/{array}") for array in ("weight", "bias"))
-                return functional.conv2d(x, weight, bias, padding=layer.window // 2)
+                return functional.conv2d(x, weight, bias, padding=layer.kernel_size // 2)
             case Tanh():
                 return torch.tanh(x)
             case MaxPool2D():
-                padded = functional.pad(x, (layer.border, 0, layer.border, 0), value=-torch.inf) if layer.border else x
-                return functional.max_pool2d(padded, layer.window, layer.stride)
+                padded = (
+                    functional.pad(x, (layer.padding, 0, layer.padding, 0), value=-torch.inf) if layer.padding else x
+                )
+                return functional.max_pool2d(padded, layer.kernel_size, layer.stride)
             case MeanPool2D():
-                return functional.avg_pool2d(x, layer.window)
+                return functional.avg_pool2d(x, layer.kernel_size)
             case UpsampleNearest2D(parity=False):
                 return functional.interpolate(x, scale_factor=layer.factor, mode="nearest")
             case Concat():

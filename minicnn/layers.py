@@ -5,7 +5,7 @@ N in front.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,39 @@ Array = Any  # a backend's array; NumPy's for "numpy" and "numba"
 
 class ShapeError(ValueError):
     """Inputs that do not fit a layer; the message names the layer, the expected value and the actual one."""
+
+
+@dataclass(frozen=True)
+class Operands:
+    """Arrays of one node in one pass, which a layer's kernels read and write.
+
+    Attributes
+    ----------
+    y : (N, C, H, W) array
+        Output.
+    xs : sequence of (N, C, H, W) arrays
+        Inputs.
+    p : mapping of str to array
+        Parameters by name.
+    workspace : 1-d array
+    dy : (N, C, H, W) array
+        Gradient of the output; None in a forward pass, as are the next three.
+    dxs : sequence of (N, C, H, W) arrays or None
+        Gradients of the inputs; None for an input whose gradient no upstream node needs.
+    adds : sequence of bool
+        For each input, add to its gradient in `dxs` instead of overwriting it.
+    dp : mapping of str to array
+        Gradients of the parameters.
+    """
+
+    y: Array
+    xs: Sequence[Array]
+    p: Mapping[str, Array]
+    workspace: Array
+    dy: Array = None
+    dxs: Sequence[Array | None] = ()
+    adds: Sequence[bool] = ()
+    dp: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,47 +75,12 @@ class Layer:
         """Return the kernels that need a workspace, with sizes by shape letter (`minicnn.kernels`), without N."""
         return {}
 
-    def forward(self, kernels: Any, y: Array, xs: Sequence[Array], p: Mapping[str, Array], s: Array):
-        """Compute the output and write it into `y`.
-
-        Parameters
-        ----------
-        kernels : module or object
-            Backend (`minicnn.kernels`), or a stand-in that records the calls for one.
-        y, xs : (N, C, H, W) array and sequence of such arrays
-            Output and inputs.
-        p : mapping of names to arrays
-            The layer's parameters.
-        s : 1-d array
-            Workspace.
-        """
+    def forward(self, kernels: Any, arrays: Operands):
+        """Compute the output `arrays.y`. `kernels` is a backend, or a stand-in that records the calls for one."""
         raise NotImplementedError
 
-    def backward(
-        self,
-        kernels: Any,
-        dxs: Sequence[Array | None],
-        dp: Mapping[str, Array],
-        dy: Array,
-        y: Array,
-        xs: Sequence[Array],
-        p: Mapping[str, Array],
-        s: Array,
-        adds: Sequence[bool],
-    ):
-        """Compute the gradients of the inputs and of the parameters; the other arguments are those of `forward`.
-
-        Parameters
-        ----------
-        dxs : sequence of (N, C, H, W) arrays or None
-            Written: gradients of the inputs; None for an input whose gradient no upstream node needs.
-        dp : mapping of names to arrays
-            Written: gradients of the parameters.
-        dy : (N, C, H, W) array
-            Gradient of the output.
-        adds : sequence of bool
-            For each input, add to its gradient in `dxs` instead of overwriting it.
-        """
+    def backward(self, kernels: Any, arrays: Operands):
+        """Compute the gradients of the inputs, `arrays.dxs`, and of the parameters, `arrays.dp`, from `arrays.dy`."""
         raise NotImplementedError
 
 
@@ -112,18 +110,18 @@ class Conv2D(Layer):
 
     Parameters
     ----------
-    filters : int
+    out_channels : int
         Number O of output channels.
-    window : int
+    kernel_size : int
         Kernel size K, any positive number; the weights are (O, C, K, K) and are not flipped.
-    initial : "glorot_uniform" or "fan_in_uniform"
+    init : "glorot_uniform" or "fan_in_uniform"
         Weights are drawn uniformly from [-a, a) with a = sqrt(6 / (fan_in + fan_out)), or a = sqrt(0.5 / fan_in) as in
         the released program. Biases start at 0.
     """
 
-    filters: int
-    window: int
-    initial: str = "glorot_uniform"
+    out_channels: int
+    kernel_size: int
+    init: str = "glorot_uniform"
 
     @property
     def backward_reads(self) -> str:
@@ -131,52 +129,59 @@ class Conv2D(Layer):
 
     def output_shape(self, *inputs: Shape) -> Shape:
         _, height, width = _one_input(inputs)
-        if self.filters < 1 or self.window < 1:
-            raise ShapeError(f"expected positive filters and window, got {self.filters} and {self.window}")
-        return self.filters, height, width
+        if self.out_channels < 1 or self.kernel_size < 1:
+            raise ShapeError(
+                f"expected positive out_channels and kernel_size, got {self.out_channels} and {self.kernel_size}"
+            )
+        return self.out_channels, height, width
 
     def parameter_shapes(self, *inputs: Shape) -> dict[str, tuple[int, ...]]:
         channels = _one_input(inputs)[0]
-        return {"weight": (self.filters, channels, self.window, self.window), "bias": (self.filters,)}
+        return {
+            "weight": (self.out_channels, channels, self.kernel_size, self.kernel_size),
+            "bias": (self.out_channels,),
+        }
 
     def initialise(self, name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
         if name == "bias":
             return np.zeros(shape)
-        filters, channels, window, _ = shape
-        fan_in, fan_out = channels * window**2, filters * window**2
+        out_channels, channels, kernel_size, _ = shape
+        fan_in, fan_out = channels * kernel_size**2, out_channels * kernel_size**2
         limits = {"glorot_uniform": 6 / (fan_in + fan_out), "fan_in_uniform": 0.5 / fan_in}
-        if self.initial not in limits:
-            raise ValueError(f"unknown initial {self.initial!r}: expected one of {', '.join(limits)}")
-        limit = np.sqrt(limits[self.initial])
+        if self.init not in limits:
+            raise ValueError(f"unknown init {self.init!r}: expected one of {', '.join(limits)}")
+        limit = np.sqrt(limits[self.init])
         return rng.uniform(-limit, limit, shape)
 
     def kernel_sizes(self, *inputs: Shape) -> dict[str, dict[str, int]]:
         channels, height, width = _one_input(inputs)
-        size = {"C": channels, "O": self.filters, "K": self.window, "H": height, "W": width}
+        size = {"C": channels, "O": self.out_channels, "K": self.kernel_size, "H": height, "W": width}
         kernels = "conv2d_forward", "conv2d_tanh_forward", "conv2d_backward_data", "conv2d_backward_weights"
         return dict.fromkeys(kernels, size)
 
-    def forward(self, kernels, y, xs, p, s):
-        kernels.conv2d_forward(y, xs[0], p["weight"], p["bias"], s)
+    def forward(self, kernels, arrays):
+        kernels.conv2d_forward(arrays.y, arrays.xs[0], arrays.p["weight"], arrays.p["bias"], arrays.workspace)
 
-    def backward(self, kernels, dxs, dp, dy, y, xs, p, s, adds):
-        kernels.conv2d_backward_weights(dp["weight"], dp["bias"], dy, xs[0], s)
-        if dxs[0] is not None:
-            kernels.conv2d_backward_data(dxs[0], dy, p["weight"], s, adds[0])
+    def backward(self, kernels, arrays):
+        kernels.conv2d_backward_weights(
+            arrays.dp["weight"], arrays.dp["bias"], arrays.dy, arrays.xs[0], arrays.workspace
+        )
+        if arrays.dxs[0] is not None:
+            kernels.conv2d_backward_data(arrays.dxs[0], arrays.dy, arrays.p["weight"], arrays.workspace, arrays.adds[0])
 
 
 @dataclass(frozen=True)
 class MaxPool2D(Layer):
-    """Max pooling with kernel size `window` (Sec. 2.2: 2 x 2, stride 2).
+    """Max pooling (Sec. 2.2: 2 x 2, stride 2).
 
-    `border` is the padding: the number of rows above and of columns to the left of the plane that the first windows
-    include. A padded position is never the maximum. The released program pools 3 x 3 with stride 2 and a padding of 1,
-    at the top and left only. The gradient of a window goes to its first maximum in row-major order.
+    `padding` is the number of rows above and of columns to the left of the plane that the first windows include. A
+    padded position is never the maximum. The released program pools 3 x 3 with stride 2 and a padding of 1, at the top
+    and left only. The gradient of a window goes to its first maximum in row-major order.
     """
 
-    window: int = 2
+    kernel_size: int = 2
     stride: int = 2
-    border: int = 0
+    padding: int = 0
 
     @property
     def backward_reads(self) -> str:
@@ -184,48 +189,53 @@ class MaxPool2D(Layer):
 
     def output_shape(self, *inputs: Shape) -> Shape:
         channels, height, width = _one_input(inputs)
-        if not 0 <= self.border < self.window:
-            raise ShapeError(f"expected a border from 0 to window - 1 = {self.window - 1}, got {self.border}")
+        if not 0 <= self.padding < self.kernel_size:
+            raise ShapeError(
+                f"expected a padding from 0 to kernel_size - 1 = {self.kernel_size - 1}, got {self.padding}"
+            )
         if height % self.stride or width % self.stride:
             raise ShapeError(f"expected a plane divisible by the stride {self.stride}, got {height} x {width}")
-        if self.window - self.border > self.stride:
-            raise ShapeError(f"a window of {self.window} with border {self.border} reaches past the last pixel")
+        if self.kernel_size - self.padding > self.stride:
+            raise ShapeError(
+                f"a kernel_size of {self.kernel_size} with padding {self.padding} reaches past the last pixel"
+            )
         return channels, height // self.stride, width // self.stride
 
     def kernel_sizes(self, *inputs: Shape) -> dict[str, dict[str, int]]:
         channels, height, width = self.output_shape(*inputs)
         return {"max_pool2d_backward": {"C": channels, "P": height, "Q": width}}
 
-    def forward(self, kernels, y, xs, p, s):
-        kernels.max_pool2d_forward(y, xs[0], self.window, self.stride, self.border)
+    def forward(self, kernels, arrays):
+        kernels.max_pool2d_forward(arrays.y, arrays.xs[0], self.kernel_size, self.stride, self.padding)
 
-    def backward(self, kernels, dxs, dp, dy, y, xs, p, s, adds):
-        kernels.max_pool2d_backward(
-            dxs[0], dy, xs[0], y, s, self.window, self.stride, self.border, adds[0]
-        )  # fmt: skip
+    def backward(self, kernels, arrays):
+        dx, x, geometry = arrays.dxs[0], arrays.xs[0], (self.kernel_size, self.stride, self.padding)
+        kernels.max_pool2d_backward(dx, arrays.dy, x, arrays.y, arrays.workspace, *geometry, arrays.adds[0])
 
 
 @dataclass(frozen=True)
 class MeanPool2D(Layer):
-    """Average pooling over disjoint window x window tiles (the input pyramid of Sec. 2.6)."""
+    """Average pooling over disjoint kernel_size x kernel_size tiles (the input pyramid of Sec. 2.6)."""
 
-    window: int = 2
+    kernel_size: int = 2
 
     def output_shape(self, *inputs: Shape) -> Shape:
         channels, height, width = _one_input(inputs)
-        if height % self.window or width % self.window:
-            raise ShapeError(f"expected a plane divisible by the window {self.window}, got {height} x {width}")
-        return channels, height // self.window, width // self.window
+        if height % self.kernel_size or width % self.kernel_size:
+            raise ShapeError(
+                f"expected a plane divisible by the kernel_size {self.kernel_size}, got {height} x {width}"
+            )
+        return channels, height // self.kernel_size, width // self.kernel_size
 
     def kernel_sizes(self, *inputs: Shape) -> dict[str, dict[str, int]]:
         channels, height, width = self.output_shape(*inputs)
         return {"mean_pool2d_backward": {"C": channels, "P": height, "Q": width}}
 
-    def forward(self, kernels, y, xs, p, s):
-        kernels.mean_pool2d_forward(y, xs[0], self.window)
+    def forward(self, kernels, arrays):
+        kernels.mean_pool2d_forward(arrays.y, arrays.xs[0], self.kernel_size)
 
-    def backward(self, kernels, dxs, dp, dy, y, xs, p, s, adds):
-        kernels.mean_pool2d_backward(dxs[0], dy, s, self.window, adds[0])
+    def backward(self, kernels, arrays):
+        kernels.mean_pool2d_backward(arrays.dxs[0], arrays.dy, arrays.workspace, self.kernel_size, arrays.adds[0])
 
 
 @dataclass(frozen=True)
@@ -243,13 +253,13 @@ class UpsampleNearest2D(Layer):
         channels, height, width = _one_input(inputs)
         return channels + 2 * self.parity, height * self.factor, width * self.factor
 
-    def forward(self, kernels, y, xs, p, s):
-        kernels.upsample_nearest2d_forward(y, xs[0], self.factor)
+    def forward(self, kernels, arrays):
+        kernels.upsample_nearest2d_forward(arrays.y, arrays.xs[0], self.factor)
         if self.parity:
-            kernels.parity_maps(y, xs[0].shape[1])
+            kernels.parity_maps(arrays.y, arrays.xs[0].shape[1])
 
-    def backward(self, kernels, dxs, dp, dy, y, xs, p, s, adds):
-        kernels.upsample_nearest2d_backward(dxs[0], dy, self.factor, adds[0])
+    def backward(self, kernels, arrays):
+        kernels.upsample_nearest2d_backward(arrays.dxs[0], arrays.dy, self.factor, arrays.adds[0])
 
 
 @dataclass(frozen=True)
@@ -266,17 +276,17 @@ class Concat(Layer):
                 )
         return sum(shape[0] for shape in inputs), *inputs[0][1:]
 
-    def forward(self, kernels, y, xs, p, s):
+    def forward(self, kernels, arrays):
         offset = 0
-        for x in xs:
-            kernels.concat_forward(y, x, offset)
+        for x in arrays.xs:
+            kernels.concat_forward(arrays.y, x, offset)
             offset += x.shape[1]
 
-    def backward(self, kernels, dxs, dp, dy, y, xs, p, s, adds):
+    def backward(self, kernels, arrays):
         offset = 0
-        for x, dx, add in zip(xs, dxs, adds, strict=True):
+        for x, dx, add in zip(arrays.xs, arrays.dxs, arrays.adds, strict=True):
             if dx is not None:
-                kernels.concat_backward(dx, dy, offset, add)
+                kernels.concat_backward(dx, arrays.dy, offset, add)
             offset += x.shape[1]
 
 
@@ -295,8 +305,8 @@ class Tanh(Layer):
         channels, height, width = _one_input(inputs)
         return {"tanh_backward": {"C": channels, "H": height, "W": width}}
 
-    def forward(self, kernels, y, xs, p, s):
-        kernels.tanh_forward(y, xs[0])
+    def forward(self, kernels, arrays):
+        kernels.tanh_forward(arrays.y, arrays.xs[0])
 
-    def backward(self, kernels, dxs, dp, dy, y, xs, p, s, adds):
-        kernels.tanh_backward(dxs[0], dy, y, s, adds[0])
+    def backward(self, kernels, arrays):
+        kernels.tanh_backward(arrays.dxs[0], arrays.dy, arrays.y, arrays.workspace, arrays.adds[0])

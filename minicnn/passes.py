@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from minicnn.arrays import Arrays
 from minicnn.graph import Graph, Node
 from minicnn.kernels.backend import Backend
-from minicnn.layers import Concat
+from minicnn.layers import Concat, Operands
 from minicnn.loss import SoftmaxCrossEntropy
 from minicnn.parameters import Parameters
 from minicnn.planner import Schedule, Unit
@@ -105,7 +105,7 @@ class Binder:
             values = self._local(self._store.values, node)
             recorder.conv2d_tanh_forward(y, pooled, up, xs[0], values["weight"], values["bias"], self._workspace)
         elif not isinstance(node.layer, Concat) or not all(self._lies_in(node, x, "activation") for x in node.inputs):
-            node.layer.forward(recorder, y, xs, self._local(self._store.values, node), self._workspace)
+            node.layer.forward(recorder, Operands(y, xs, self._local(self._store.values, node), self._workspace))
         return recorder.calls
 
     def _link(self, kind: str, link: Node | None, y, n: int):
@@ -159,5 +159,6 @@ class Binder:
         if node.parameters or any(dx is not None for dx in dxs):
             xs = [self._array("activation", name, n) for name in node.inputs]
             values, gradients = self._local(self._store.values, node), self._local(self._store.gradients, node)
-            node.layer.backward(recorder, dxs, gradients, dy, y, xs, values, self._workspace, adds)
+            operands = Operands(y, xs, values, self._workspace, dy, dxs, adds, gradients)
+            node.layer.backward(recorder, operands)
         return recorder.calls

@@ -303,13 +303,9 @@ class Plan:
     # ---- checkpoints
 
     def save(self, path: str | os.PathLike, **metadata: object) -> None:
-        """Write the parameters to a safetensors file.
-
-        The file's metadata are `metadata`, the graph's attributes, the version, and beta 1 and beta0 0 unless given.
-        """
+        """Write the parameters to a safetensors file, with `metadata`, the graph's attributes and the version."""
         tensors = {name: self._kernels.download(array) for name, array in self.parameters.items()}
-        about = {"beta": 1.0, "beta0": 0.0, "version": VERSION, **self.graph.attributes, **metadata}
-        save_tensors(path, tensors, about)
+        save_tensors(path, tensors, {"version": VERSION, **self.graph.attributes, **metadata})
 
     def load(self, path: str | os.PathLike) -> dict[str, str]:
         """Load parameters that `save` wrote, and return the file's metadata.

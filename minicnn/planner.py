@@ -236,8 +236,8 @@ def dead_buffers(lives: dict[str, Life], assigned: dict[str, int], time: int) ->
 def halo(graph: Graph, shape: Shape) -> int:
     """Return the zeros around planes of a shape's size that suffice for every convolution on them."""
     nodes = graph.nodes.values()
-    windows = [n.layer.window for n in nodes if isinstance(n.layer, Conv2D) and n.shape[1:] == shape[1:]]
-    return max(windows, default=1) // 2
+    kernel_sizes = [n.layer.kernel_size for n in nodes if isinstance(n.layer, Conv2D) and n.shape[1:] == shape[1:]]
+    return max(kernel_sizes, default=1) // 2
 
 
 def values_per_image(graph: Graph, shapes: Iterable[Shape]) -> int:

@@ -16,14 +16,14 @@ EXAMPLES = {
     "conv2d_backward_weights": ({"N": 3, "C": 3, "O": 8, "K": 5, "H": 6, "W": 7}, {}),
     "max_pool2d_forward": (
         {"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4},
-        {"window": 3, "stride": 2, "border": 1},
+        {"kernel_size": 3, "stride": 2, "padding": 1},
     ),
     "max_pool2d_backward": (
         {"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4},
-        {"window": 3, "stride": 2, "border": 1, "add": False},
+        {"kernel_size": 3, "stride": 2, "padding": 1, "add": False},
     ),
-    "mean_pool2d_forward": ({"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4}, {"window": 2}),
-    "mean_pool2d_backward": ({"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4}, {"window": 2, "add": False}),
+    "mean_pool2d_forward": ({"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4}, {"kernel_size": 2}),
+    "mean_pool2d_backward": ({"N": 2, "C": 3, "H": 6, "W": 8, "P": 3, "Q": 4}, {"kernel_size": 2, "add": False}),
     "upsample_nearest2d_forward": (
         {"N": 2, "C": 3, "D": 3, "H": 3, "W": 4, "P": 9, "Q": 12},
         {"factor": 3},
@@ -134,6 +134,6 @@ def draw_arrays(
         else:
             arrays[argument.name] = np.asarray(rng.standard_normal(shape), dtype)
     if kernel == "max_pool2d_backward":  # y must be what the forward pass makes of x
-        window = {name: scalars[name] for name in ("window", "stride", "border")}
-        Caller("numpy")("max_pool2d_forward", arrays["y"], arrays["x"], **window)
+        kernel_size = {name: scalars[name] for name in ("kernel_size", "stride", "padding")}
+        Caller("numpy")("max_pool2d_forward", arrays["y"], arrays["x"], **kernel_size)
     return arrays

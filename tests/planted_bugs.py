@@ -70,10 +70,10 @@ BUGS = [
         "test_kernels.py::test_a_constant_plane_gives_to_the_first_pixel_of_each_window[numpy-2-2-0]",
     ),
     Bug(
-        "max pooling: border at the bottom and right",
+        "max pooling: padding at the bottom and right",
         REFERENCE,
-        "window, stride, border):\n        np.maximum(",
-        "window, stride, 0):\n        np.maximum(",
+        "kernel_size, stride, padding):\n        np.maximum(",
+        "kernel_size, stride, 0):\n        np.maximum(",
         "test_reference.py::test_max_pooling_and_its_gradient",
     ),
     Bug(
@@ -345,8 +345,8 @@ BUGS = [
     Bug(
         "ONNX: even windows padded behind",
         "icnn/export/writer.py",
-        "before, after = (layer.window - 1) // 2, layer.window // 2",
-        "before, after = layer.window // 2, (layer.window - 1) // 2",
+        "before, after = (layer.kernel_size - 1) // 2, layer.kernel_size // 2",
+        "before, after = layer.kernel_size // 2, (layer.kernel_size - 1) // 2",
         "test_export.py::test_even_windows_are_padded_alike",
     ),
     Bug(

@@ -186,7 +186,7 @@ class _Builder:
 
 
 def _convolution(b: _Builder, node: Node, layer: Conv2D, sources: Sequence[str], own: Mapping[str, str]) -> str:
-    before, after = (layer.window - 1) // 2, layer.window // 2
+    before, after = (layer.kernel_size - 1) // 2, layer.kernel_size // 2
     pads = [before, before, after, after]
     return b.node("Conv", [sources[0], own["weight"], own["bias"]], node.name, pads=pads)
 
@@ -194,12 +194,14 @@ def _convolution(b: _Builder, node: Node, layer: Conv2D, sources: Sequence[str],
 def _max_pool(b: _Builder, node: Node, layer: MaxPool2D, sources: Sequence[str], own: Mapping[str, str]) -> str:
     return b.node(
         "MaxPool", sources, node.name,
-        kernel_shape=[layer.window] * 2, strides=[layer.stride] * 2, pads=[layer.border, layer.border, 0, 0],
+        kernel_shape=[layer.kernel_size] * 2, strides=[layer.stride] * 2, pads=[layer.padding, layer.padding, 0, 0],
     )  # fmt: skip
 
 
 def _mean_pool(b: _Builder, node: Node, layer: MeanPool2D, sources: Sequence[str], own: Mapping[str, str]) -> str:
-    return b.node("AveragePool", sources, node.name, kernel_shape=[layer.window] * 2, strides=[layer.window] * 2)
+    return b.node(
+        "AveragePool", sources, node.name, kernel_shape=[layer.kernel_size] * 2, strides=[layer.kernel_size] * 2
+    )
 
 
 def _upsample(b: _Builder, node: Node, layer: UpsampleNearest2D, sources: Sequence[str], own: Mapping[str, str]) -> str:

@@ -32,8 +32,8 @@ class Preset:
     pyramid : layer that halves the input image
     down : layer that halves feature maps in an interlinking layer
     up : layer that doubles feature maps
-    first_window : kernel size of the first convolution
-    initial : weight initialisation, see `minicnn.layers.Conv2D`
+    first_kernel_size : kernel size of the first convolution
+    init : weight initialisation, see `minicnn.layers.Conv2D`
     channels : feature maps of each row
     interlinked : True if the rows exchange feature maps before output integration
     """
@@ -41,13 +41,13 @@ class Preset:
     pyramid: Layer
     down: Layer
     up: Layer
-    first_window: int
-    initial: str
+    first_kernel_size: int
+    init: str
     channels: tuple[int, int, int, int] = (8, 16, 24, 32)
     interlinked: bool = True
 
 
-_RELEASED_POOL = MaxPool2D(window=3, stride=2, border=1)
+_RELEASED_POOL = MaxPool2D(kernel_size=3, stride=2, padding=1)
 
 _PAPER = Preset(MeanPool2D(2), MaxPool2D(2, 2), UpsampleNearest2D(2), 5, "glorot_uniform")
 
@@ -95,9 +95,9 @@ def icnn_graph(labels: int, size: int, preset: str = "paper") -> Graph:
     return graph
 
 
-def _convolution(graph: Graph, name: str, source: str, filters: int, window: int, preset: Preset) -> str:
+def _convolution(graph: Graph, name: str, source: str, out_channels: int, kernel_size: int, preset: Preset) -> str:
     """Add a convolution and tanh, eq. (1); return the name of the output."""
-    graph.add(f"{name}/conv", Conv2D(filters, window, preset.initial), source)
+    graph.add(f"{name}/conv", Conv2D(out_channels, kernel_size, preset.init), source)
     return graph.add(f"{name}/tanh", Tanh(), f"{name}/conv")
 
 
@@ -105,10 +105,10 @@ def _round0(graph: Graph, size: int, preset: Preset) -> list[str]:
     """Add the input pyramid (Sec. 2.6) and the first convolution of every row; return the output names."""
     rows = []
     image = graph.add("image", Input(3, size, size))
-    for k, filters in enumerate(preset.channels, start=1):
+    for k, out_channels in enumerate(preset.channels, start=1):
         if k > 1:
             image = graph.add(f"row{k}/image", preset.pyramid, image)
-        rows.append(_convolution(graph, f"row{k}/round0", image, filters, preset.first_window, preset))
+        rows.append(_convolution(graph, f"row{k}/round0", image, out_channels, preset.first_kernel_size, preset))
     return rows
 
 
@@ -116,8 +116,8 @@ def _round(graph: Graph, rows: list[str], number: int, preset: Preset) -> list[s
     """Add the convolution of every row, after an interlinking layer if the preset has them; return the output names."""
     sources = _interlink(graph, rows, number, preset) if preset.interlinked else rows
     return [
-        _convolution(graph, f"row{k}/round{number}", source, filters, 5, preset)
-        for k, (source, filters) in enumerate(zip(sources, preset.channels, strict=True), start=1)
+        _convolution(graph, f"row{k}/round{number}", source, out_channels, 5, preset)
+        for k, (source, out_channels) in enumerate(zip(sources, preset.channels, strict=True), start=1)
     ]
 
 
@@ -138,10 +138,10 @@ def _interlink(graph: Graph, rows: list[str], number: int, preset: Preset) -> li
 def _integrate(graph: Graph, rows: list[str], labels: int, preset: Preset) -> None:
     """Add output integration (Sec. 2.3): from the coarsest row up, then the last convolution, without tanh."""
     coarser = rows[-1]
-    filters = {3: 24, 2: 16, 1: 2 * (labels - 1) + 8}
+    out_channels = {3: 24, 2: 16, 1: 2 * (labels - 1) + 8}
     for k in (3, 2, 1):
         name = f"integrate/row{k}"
         upsampled = graph.add(f"{name}/coarser", preset.up, coarser)
         joined = graph.add(f"{name}/concat", Concat(), rows[k - 1], upsampled)
-        coarser = _convolution(graph, name, joined, filters[k], 5, preset)
-    graph.add("output/conv", Conv2D(labels, 9, preset.initial), coarser)
+        coarser = _convolution(graph, name, joined, out_channels[k], 5, preset)
+    graph.add("output/conv", Conv2D(labels, 9, preset.init), coarser)

@@ -120,39 +120,39 @@ def _store(destination: np.ndarray, value: np.ndarray, add: bool) -> None:
 
 
 def _window_slices(
-    shape: tuple[int, ...], pooled: tuple[int, ...], window: int, stride: int, border: int
+    shape: tuple[int, ...], pooled: tuple[int, ...], kernel_size: int, stride: int, padding: int
 ) -> Iterator[tuple[tuple, tuple]]:
     """Yield, per window position (row-major), the indices of the outputs with a pixel there and of those pixels."""
 
     def one_axis(offset: int, size: int, out: int) -> tuple[slice, slice]:
-        first = max(0, -((offset - border) // stride))
-        stop = min(out, (size - 1 - offset + border) // stride + 1)
+        first = max(0, -((offset - padding) // stride))
+        stop = min(out, (size - 1 - offset + padding) // stride + 1)
         count = max(0, stop - first)  # 0 if the plane is smaller than the window
-        start = first * stride + offset - border
+        start = first * stride + offset - padding
         return slice(first, first + count), slice(start, start + count * stride, stride)
 
-    for u in range(window):
+    for u in range(kernel_size):
         rows_out, rows_in = one_axis(u, shape[2], pooled[2])
-        for v in range(window):
+        for v in range(kernel_size):
             columns_out, columns_in = one_axis(v, shape[3], pooled[3])
             yield (..., rows_out, columns_out), (..., rows_in, columns_in)
 
 
 @kernel()
-def max_pool2d_forward(y, x, window, stride, border):
+def max_pool2d_forward(y, x, kernel_size, stride, padding):
     y[...] = -np.inf
-    for out, pixel in _window_slices(x.shape, y.shape, window, stride, border):
+    for out, pixel in _window_slices(x.shape, y.shape, kernel_size, stride, padding):
         np.maximum(y[out], x[pixel], out=y[out])
 
 
 @kernel(lambda N, C, P, Q, **_: 2 * N * C * P * Q)
-def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
+def max_pool2d_backward(dx, dy, x, y, s, kernel_size, stride, padding, add):
     if not add:
         dx[...] = 0
     left = s[: dy.size].reshape(dy.shape)  # gradient not yet assigned to a pixel
     hits = s[dy.size : 2 * dy.size].view(np.bool_)[: dy.size].reshape(dy.shape)
     left[...] = dy
-    for out, pixel in _window_slices(x.shape, y.shape, window, stride, border):
+    for out, pixel in _window_slices(x.shape, y.shape, kernel_size, stride, padding):
         hit, gradient = hits[out], dx[pixel]
         np.equal(x[pixel], y[out], out=hit)
         np.add(gradient, left[out], out=gradient, where=hit)
@@ -160,20 +160,20 @@ def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
 
 
 @kernel()
-def mean_pool2d_forward(y, x, window):
+def mean_pool2d_forward(y, x, kernel_size):
     y[...] = 0
-    for out, pixel in _window_slices(x.shape, y.shape, window, window, 0):
+    for out, pixel in _window_slices(x.shape, y.shape, kernel_size, kernel_size, 0):
         y[out] += x[pixel]
-    y *= 1 / window**2
+    y *= 1 / kernel_size**2
 
 
 @kernel(lambda N, C, P, Q, **_: N * C * P * Q)
-def mean_pool2d_backward(dx, dy, s, window, add):
+def mean_pool2d_backward(dx, dy, s, kernel_size, add):
     if not add:
         dx[...] = 0
     share = s[: dy.size].reshape(dy.shape)
-    np.multiply(dy, 1 / window**2, out=share)
-    for out, pixel in _window_slices(dx.shape, dy.shape, window, window, 0):
+    np.multiply(dy, 1 / kernel_size**2, out=share)
+    for out, pixel in _window_slices(dx.shape, dy.shape, kernel_size, kernel_size, 0):
         dx[pixel] += share[out]
 
 

@@ -54,10 +54,10 @@ def _listed(size: dict[str, int]) -> str:
     return ", ".join(f"{letter}={length}" for letter, length in size.items())
 
 
-def _pooled(size: dict[str, int], window: int, stride: int | None = None, border: int = 0, **_) -> str:
-    stride = window if stride is None else stride
-    if not (0 <= border < window and stride >= 1 and window - border <= stride):
-        return f"expected 0 <= border < window <= stride + border, got {window=}, {stride=}, {border=}"
+def _pooled(size: dict[str, int], kernel_size: int, stride: int | None = None, padding: int = 0, **_) -> str:
+    stride = kernel_size if stride is None else stride
+    if not (0 <= padding < kernel_size and stride >= 1 and kernel_size - padding <= stride):
+        return f"expected 0 <= padding < kernel_size <= stride + padding, got {kernel_size=}, {stride=}, {padding=}"
     if (size["H"], size["W"]) != (size["P"] * stride, size["Q"] * stride):
         return f"expected planes {stride} times smaller, got {_listed(size)}"
     return ""
@@ -116,25 +116,25 @@ SIGNATURES: dict[str, Signature] = {
         "dw = dy correlated with x over all images; db = dy summed over images and pixels.",
     ),
     "max_pool2d_forward": _signature(
-        "out y:N,C,P,Q | in x:N,C,H,W | scalar window | scalar stride | scalar border",
-        "y[i, j] = max of x[stride i - border + u, stride j - border + v], u, v < window; pixels outside count as "
-        "-inf.",
+        "out y:N,C,P,Q | in x:N,C,H,W | scalar kernel_size | scalar stride | scalar padding",
+        "y[i, j] = max of x[stride i - padding + u, stride j - padding + v], u, v < kernel_size; pixels outside "
+        "count as -inf.",
         _pooled,
     ),
     "max_pool2d_backward": _signature(
-        "accumulate dx:N,C,H,W | in dy:N,C,P,Q | in x:N,C,H,W | in y:N,C,P,Q | workspace s | scalar window "
-        "| scalar stride | scalar border | scalar add",
+        "accumulate dx:N,C,H,W | in dy:N,C,P,Q | in x:N,C,H,W | in y:N,C,P,Q | workspace s | scalar kernel_size "
+        "| scalar stride | scalar padding | scalar add",
         "dx = dy added at the first maximum, in row-major order, of each window.",
         _pooled,
     ),
     "mean_pool2d_forward": _signature(
-        "out y:N,C,P,Q | in x:N,C,H,W | scalar window",
-        "y = mean of the non-overlapping window x window tiles of x.",
+        "out y:N,C,P,Q | in x:N,C,H,W | scalar kernel_size",
+        "y = mean of the non-overlapping kernel_size x kernel_size tiles of x.",
         _pooled,
     ),
     "mean_pool2d_backward": _signature(
-        "accumulate dx:N,C,H,W | in dy:N,C,P,Q | workspace s | scalar window | scalar add",
-        "dx = dy / window^2 at each pixel of a tile.",
+        "accumulate dx:N,C,H,W | in dy:N,C,P,Q | workspace s | scalar kernel_size | scalar add",
+        "dx = dy / kernel_size^2 at each pixel of a tile.",
         _pooled,
     ),
     "upsample_nearest2d_forward": _signature(

@@ -107,8 +107,8 @@ def _weight_gradients() -> Iterator[Case]:
 def _glue() -> Iterator[Case]:
     for dtype in ("float32", "float64"):
         pooled = _planes(3, 6, 8, P=3, Q=4)
-        for window, stride, border in ((2, 2, 0), (3, 2, 1), (3, 1, 2), (1, 1, 0)):
-            scalars = {"window": window, "stride": stride, "border": border}
+        for kernel_size, stride, padding in ((2, 2, 0), (3, 2, 1), (3, 1, 2), (1, 1, 0)):
+            scalars = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
             sizes = pooled if stride == 2 else pooled | {"H": 3, "W": 4}
             yield Case("pool.cu", "max_pool2d_forward", sizes, scalars, dtype)
             for add in (False, True):
@@ -116,13 +116,13 @@ def _glue() -> Iterator[Case]:
             for values in ("ties", "nan"):
                 yield Case("pool.cu", "max_pool2d_backward", sizes, {**scalars, "add": False}, dtype, values=values)
         doubled = _planes(3, 3, 5, D=5, P=9, Q=15)
-        yield Case("pool.cu", "mean_pool2d_forward", pooled, {"window": 2}, dtype)
+        yield Case("pool.cu", "mean_pool2d_forward", pooled, {"kernel_size": 2}, dtype)
         yield Case("pool.cu", "upsample_nearest2d_forward", doubled | {"D": 3}, {"factor": 3}, dtype)
         yield Case("pool.cu", "parity_maps", {"N": 2, "D": 2, "H": 5, "W": 6}, {"offset": 0}, dtype)
         yield Case("pool.cu", "concat_forward", _planes(3, 5, 6, D=3), {"offset": 0}, dtype)
         yield Case("pool.cu", "tanh_forward", _planes(3, 5, 6), {}, dtype)
         for add in (False, True):
-            yield Case("pool.cu", "mean_pool2d_backward", pooled, {"window": 2, "add": add}, dtype)
+            yield Case("pool.cu", "mean_pool2d_backward", pooled, {"kernel_size": 2, "add": add}, dtype)
             yield Case("pool.cu", "upsample_nearest2d_backward", doubled, {"factor": 3, "add": add}, dtype)
             yield Case("pool.cu", "concat_backward", _planes(3, 5, 6, D=6), {"offset": 2, "add": add}, dtype)
             yield Case("pool.cu", "tanh_backward", _planes(3, 5, 6), {"add": add}, dtype)
@@ -281,8 +281,8 @@ def _change(arrays: dict[str, np.ndarray], case: Case, rng: np.random.Generator)
         if case.values == "nan":
             read[rng.random(read.shape) < 0.1] = np.nan
     if case.kernel == "max_pool2d_backward":  # y must be what the forward pass makes of x
-        window = {name: case.scalars[name] for name in ("window", "stride", "border")}
-        Caller("numba")("max_pool2d_forward", arrays["y"], arrays["x"], **window)
+        kernel_size = {name: case.scalars[name] for name in ("kernel_size", "stride", "padding")}
+        Caller("numba")("max_pool2d_forward", arrays["y"], arrays["x"], **kernel_size)
 
 
 def cases_of(file: str) -> list[Case]:

@@ -106,7 +106,7 @@ def test_measured_where_there_is_a_gpu(monkeypatch, tmp_path, capsys):
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("backend", ["cupy", "cublas"])
 def test_each_gpu_backend_is_timed(backend):
-    convolution = min(distinct_convolutions(), key=lambda one: one.size**2 * one.channels * one.filters)
+    convolution = min(distinct_convolutions(), key=lambda one: one.size**2 * one.channels * one.out_channels)
     contender = backend_contender(backend, [convolution], 1)
     assert len(contender.calls) == len(convolution.directions)
     with contender.threads(1):

@@ -49,7 +49,7 @@ def programs(architecture: int) -> Programs:
 
 def budget(convolution) -> float:
     """Least share of useful multiply-adds in the instructions of the main loop."""
-    return 0.65 if convolution.window == 5 and 16 <= convolution.filters <= 32 else 0.50
+    return 0.65 if convolution.kernel_size == 5 and 16 <= convolution.out_channels <= 32 else 0.50
 
 
 @pytest.mark.parametrize("architecture", [80, 90])
@@ -92,14 +92,14 @@ def vectors(count: int) -> int:
     return ceil(count / 4) * 4
 
 
-def correlation_loops(tile: Tile, channels: int, filters: int) -> Loop:
+def correlation_loops(tile: Tile, channels: int, out_channels: int) -> Loop:
     """What conv.cu does, on average over warps and blocks."""
     k, ro, rp = sizes_of(tile)
     images, rows, segments, groups = tile.geometry
     places = images * (rows + k - 1) * vectors(segments * rp + k - 1)
     passes = trips(0, channels, 2 if k > 5 else 4)
     warps = warps_of(tile)
-    real = [min(groups * ro, filters - first * groups * ro) for first in range(tile.grid[1])]
+    real = [min(groups * ro, out_channels - first * groups * ro) for first in range(tile.grid[1])]
 
     def channels_of(thread: int) -> float | None:
         return channels / passes if thread < segments * rows * images * groups else None
@@ -158,7 +158,7 @@ def test_trips_are_those_of_warps(direction):
     """Never fewer; a little more where the last blocks have less to do than the others."""
     for convolution in CONVOLUTIONS:
         tile = tile_of(convolution, direction, BATCH)
-        ends = convolution.channels, convolution.filters
+        ends = convolution.channels, convolution.out_channels
         if direction == "weight_gradient":
             loops = weight_gradient_loops(tile, convolution.channels, convolution.size)
         else:
@@ -274,7 +274,7 @@ def test_jumps_to_registers_are_refused():
 
 def test_an_unrolled_body_is_refused():
     tile = tile_of(CONVOLUTIONS[0], "weight_gradient", BATCH)
-    count = sizes_of(tile).window * sizes_of(tile).filters * sizes_of(tile).pixels
+    count = sizes_of(tile).kernel_size * sizes_of(tile).out_channels * sizes_of(tile).pixels
 
     def machine(*bodies: int) -> MachineLoop:
         return MachineLoop(0, Counter(BAR=2), tuple(MachineLoop(1, Counter(FFMA=body), ()) for body in bodies))

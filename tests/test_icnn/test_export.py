@@ -74,11 +74,11 @@ def test_without_a_mask_all_pixels_are_real():
     check(session(to_onnx(graph, plan.parameters)).run(None, {"image": images}), logits, (1, 0))
 
 
-@pytest.mark.parametrize("window", [1, 2, 3, 4])
-def test_even_windows_are_padded_alike(window):
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 4])
+def test_even_windows_are_padded_alike(kernel_size):
     graph = Graph()
     graph.add("image", Input(3, 8, 8))
-    graph.add("output", Conv2D(4, window), "image")
+    graph.add("output", Conv2D(4, kernel_size), "image")
     plan = Plan(graph, 2, "numpy", seed=1, threads=1)
     images, insides = pictures(2, 8)
     logits = plan.forward(seen(images, np.ones_like(insides)))

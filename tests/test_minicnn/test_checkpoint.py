@@ -48,7 +48,6 @@ def test_the_file_is_readable_without_minicnn(tmp_path):
         "labels": "3",
         "size": "16",
         "beta": "2.5",
-        "beta0": "0.0",
         "note": "tired",
     }
 
@@ -78,8 +77,7 @@ def test_load_returns_the_metadata(tmp_path):
     plan = small_plan()
     plan.save(tmp_path / "x.safetensors")
     metadata = plan.load(tmp_path / "x.safetensors")
-    assert set(metadata) == {"preset", "labels", "size", "beta", "beta0", "version"}
-    assert (float(metadata["beta"]), float(metadata["beta0"])) == (1, 0)
+    assert set(metadata) == {"preset", "labels", "size", "version"}
 
 
 def test_weights_pass_from_one_backend_and_dtype_to_another(tmp_path, rng):

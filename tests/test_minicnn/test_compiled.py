@@ -212,10 +212,10 @@ def test_wrong_arrays_are_refused_by_every_kernel(example, kernel, rng):
 @pytest.mark.parametrize(
     ("kernel", "scalars"),
     [
-        ("max_pool2d_forward", {"window": 4}),
-        ("max_pool2d_forward", {"border": 3}),
+        ("max_pool2d_forward", {"kernel_size": 4}),
+        ("max_pool2d_forward", {"padding": 3}),
         ("max_pool2d_backward", {"stride": 3}),
-        ("mean_pool2d_forward", {"window": 3}),
+        ("mean_pool2d_forward", {"kernel_size": 3}),
         ("upsample_nearest2d_forward", {"factor": 2}),
         ("parity_maps", {"offset": 1}),
         ("parity_maps", {"offset": -1}),

@@ -91,18 +91,18 @@ def test_convolution_parameter_gradients(call, rng, k):
     assert relative_error(db, numeric_gradient(f, b)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("window", "stride", "border"), [(2, 2, 0), (3, 2, 1), (3, 1, 2)])
-def test_max_pooling_gradient(call, rng, window, stride, border):
+@pytest.mark.parametrize(("kernel_size", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (3, 1, 2)])
+def test_max_pooling_gradient(call, rng, kernel_size, stride, padding):
     """Inputs without ties: no difference of 1e-5 moves a maximum to another pixel."""
     x, y_shape = tie_free((2, 2, 6, 4), rng), (2, 2, 6 // stride, 4 // stride)
-    settings = {"window": window, "stride": stride, "border": border}
+    settings = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
     check_kernel(call, "max_pool2d", [x], y_shape, rng, reads="xy", **settings)
 
 
-@pytest.mark.parametrize("window", [2, 3])
-def test_mean_pooling_gradient(call, rng, window):
-    x, y_shape = rng.standard_normal((2, 2, 6, 6)), (2, 2, 6 // window, 6 // window)
-    check_kernel(call, "mean_pool2d", [x], y_shape, rng, window=window)
+@pytest.mark.parametrize("kernel_size", [2, 3])
+def test_mean_pooling_gradient(call, rng, kernel_size):
+    x, y_shape = rng.standard_normal((2, 2, 6, 6)), (2, 2, 6 // kernel_size, 6 // kernel_size)
+    check_kernel(call, "mean_pool2d", [x], y_shape, rng, kernel_size=kernel_size)
 
 
 @pytest.mark.parametrize(("own", "pooled", "up"), [(2, 2, 2), (2, 0, 2), (2, 2, 0), (0, 2, 2), (2, 0, 0)])

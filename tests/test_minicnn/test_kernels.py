@@ -9,7 +9,7 @@ import pytest
 from minicnn.kernels import BackendError, check_backend, get_backend
 from minicnn.kernels.signatures import SIGNATURES
 
-POOLINGS = [(2, 2, 0), (3, 2, 1), (3, 1, 2)]  # window, stride, border
+POOLINGS = [(2, 2, 0), (3, 2, 1), (3, 1, 2)]  # kernel_size, stride, padding
 
 
 def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
@@ -144,10 +144,10 @@ def test_convolution_agrees_with_the_reference(call, reference, convolution):
             assert_close(our, their)
 
 
-@pytest.mark.parametrize("filters", [4, 6, 16, 17, 32])
-def test_filters_that_do_not_fill_a_tile(call, reference, filters, rng):
+@pytest.mark.parametrize("out_channels", [4, 6, 16, 17, 32])
+def test_filters_that_do_not_fill_a_tile(call, reference, out_channels, rng):
     """Counts for which the tiles differ in number and in empty rows, in the input gradient as well."""
-    for o, c in ((filters, 3), (3, filters)):
+    for o, c in ((out_channels, 3), (3, out_channels)):
         shapes = ((2, c, 5, 6), (o, c, 3, 3), (o,), (2, o, 5, 6))
         arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
         ours, theirs = convolve_everything(call, *arrays), convolve_everything(reference, *arrays)
@@ -178,13 +178,13 @@ def test_threads_are_put_back(backend):
 # ---- max pooling: the gradient goes to the first maximum in row-major order
 
 
-@pytest.mark.parametrize(("window", "stride", "border"), POOLINGS)
-def test_a_constant_plane_gives_to_the_first_pixel_of_each_window(call, window, stride, border):
+@pytest.mark.parametrize(("kernel_size", "stride", "padding"), POOLINGS)
+def test_a_constant_plane_gives_to_the_first_pixel_of_each_window(call, kernel_size, stride, padding):
     x, y = np.ones((1, 1, 6, 8)), np.ones((1, 1, 6 // stride, 8 // stride))
     dy, dx, expected = np.arange(1.0, y.size + 1).reshape(y.shape), np.empty_like(x), np.zeros_like(x)
-    call("max_pool2d_backward", dx, dy, x, y, window=window, stride=stride, border=border, add=False)
+    call("max_pool2d_backward", dx, dy, x, y, kernel_size=kernel_size, stride=stride, padding=padding, add=False)
     for _, _, i, j in np.ndindex(y.shape):
-        expected[0, 0, max(0, i * stride - border), max(0, j * stride - border)] += dy[0, 0, i, j]
+        expected[0, 0, max(0, i * stride - padding), max(0, j * stride - padding)] += dy[0, 0, i, j]
     np.testing.assert_array_equal(dx, expected)
 
 
@@ -193,8 +193,8 @@ def test_ties_in_each_order(call):
     patterns = np.array(list(product([0.0, 1.0], repeat=4)))
     x, dx = patterns.reshape(1, 16, 2, 2), np.empty((1, 16, 2, 2))
     y, dy = np.empty((1, 16, 1, 1)), np.full((1, 16, 1, 1), 5.0)
-    call("max_pool2d_forward", y, x, window=2, stride=2, border=0)
-    call("max_pool2d_backward", dx, dy, x, y, window=2, stride=2, border=0, add=False)
+    call("max_pool2d_forward", y, x, kernel_size=2, stride=2, padding=0)
+    call("max_pool2d_backward", dx, dy, x, y, kernel_size=2, stride=2, padding=0, add=False)
     expected = 5 * np.eye(4)[[list(pattern).index(max(pattern)) for pattern in patterns]]
     np.testing.assert_array_equal(dx.reshape(16, 4), expected)
 
@@ -210,17 +210,17 @@ def test_ties_in_an_interlinking_layer(call):
     np.testing.assert_allclose(dx.reshape(16, 4), expected, rtol=1e-14, atol=0)
 
 
-@pytest.mark.parametrize(("window", "stride", "border"), POOLINGS)
-def test_ties_in_overlapping_windows(call, window, stride, border, rng):
+@pytest.mark.parametrize(("kernel_size", "stride", "padding"), POOLINGS)
+def test_ties_in_overlapping_windows(call, kernel_size, stride, padding, rng):
     """Whole numbers throughout, so that sums are exact in any order."""
     x = rng.integers(0, 3, (2, 5, 12, 8)).astype(float)
     y = np.empty((2, 5, 12 // stride, 8 // stride))
     dy, dx, expected = rng.integers(1, 99, y.shape).astype(float), np.empty_like(x), np.zeros_like(x)
-    call("max_pool2d_forward", y, x, window=window, stride=stride, border=border)
-    call("max_pool2d_backward", dx, dy, x, y, window=window, stride=stride, border=border, add=False)
+    call("max_pool2d_forward", y, x, kernel_size=kernel_size, stride=stride, padding=padding)
+    call("max_pool2d_backward", dx, dy, x, y, kernel_size=kernel_size, stride=stride, padding=padding, add=False)
     for n, c, i, j in np.ndindex(y.shape):
-        rows = range(max(0, i * stride - border), i * stride - border + window)
-        columns = range(max(0, j * stride - border), j * stride - border + window)
+        rows = range(max(0, i * stride - padding), i * stride - padding + kernel_size)
+        columns = range(max(0, j * stride - padding), j * stride - padding + kernel_size)
         places = list(product(rows, columns))
         first = places[np.argmax([x[n, c, *place] for place in places])]
         expected[n, c, *first] += dy[n, c, i, j]
@@ -229,7 +229,7 @@ def test_ties_in_overlapping_windows(call, window, stride, border, rng):
 
 def test_a_plane_of_minus_infinity_is_its_maximum(call):
     x, y = np.full((1, 1, 4, 4), -np.inf), np.zeros((1, 1, 2, 2))
-    call("max_pool2d_forward", y, x, window=3, stride=2, border=1)
+    call("max_pool2d_forward", y, x, kernel_size=3, stride=2, padding=1)
     np.testing.assert_array_equal(y, -np.inf)
 
 
@@ -238,7 +238,7 @@ def test_maximum_of_a_window_with_nan_is_nan(call, place):
     """Wherever in the window it stands, before or after the largest number."""
     x, y = np.array([3.0, 1, 2, 4]).reshape(1, 1, 2, 2), np.zeros((1, 1, 1, 1))
     x.flat[place] = np.nan
-    call("max_pool2d_forward", y, x, window=2, stride=2, border=0)
+    call("max_pool2d_forward", y, x, kernel_size=2, stride=2, padding=0)
     assert np.isnan(y).all()
 
 

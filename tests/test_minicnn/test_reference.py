@@ -48,13 +48,13 @@ def gradients_by_loops(x, w, dy):
     return dx, dw, dy.sum((0, 2, 3))
 
 
-def pool_by_loops(x, dy, window, stride, border):
+def pool_by_loops(x, dy, kernel_size, stride, padding):
     """Maxima y (N, C, P, Q), and dx, which gives each dy to the first maximum in row-major order."""
     (height, width), y, dx = x.shape[2:], np.empty(dy.shape), np.zeros(x.shape)
     for n, c, i, j in np.ndindex(dy.shape):
-        top, left = i * stride - border, j * stride - border
-        rows = range(max(0, top), min(height, top + window))
-        columns = range(max(0, left), min(width, left + window))
+        top, left = i * stride - padding, j * stride - padding
+        rows = range(max(0, top), min(height, top + kernel_size))
+        columns = range(max(0, left), min(width, left + kernel_size))
         first = max(product(rows, columns), key=lambda place: x[n, c, *place])  # the first of equals
         y[n, c, i, j] = x[n, c, *first]
         dx[n, c, *first] += dy[n, c, i, j]
@@ -109,18 +109,18 @@ def test_weights_are_not_flipped(reference):
 
 @pytest.mark.parametrize("plane", [(2, 2), (6, 8), (16, 12)])
 @pytest.mark.parametrize(
-    ("window", "stride", "border"), [(2, 2, 0), (3, 2, 1), (2, 1, 1), (3, 1, 2), (1, 2, 0), (4, 2, 3)]
+    ("kernel_size", "stride", "padding"), [(2, 2, 0), (3, 2, 1), (2, 1, 1), (3, 1, 2), (1, 2, 0), (4, 2, 3)]
 )
-def test_max_pooling_and_its_gradient(reference, rng, dtype, plane, window, stride, border):
+def test_max_pooling_and_its_gradient(reference, rng, dtype, plane, kernel_size, stride, padding):
     """Integers from 0 to 3, so that most windows hold ties."""
     x = rng.integers(0, 4, (2, 3, *plane)).astype(dtype)
     dy = rng.standard_normal((2, 3, plane[0] // stride, plane[1] // stride)).astype(dtype)
     y, dx, added = np.full_like(dy, np.nan), np.full_like(x, np.nan), np.ones_like(x)
-    settings = {"window": window, "stride": stride, "border": border}
+    settings = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
     reference("max_pool2d_forward", y, x, **settings)
     reference("max_pool2d_backward", dx, dy, x, y, **settings, add=False)
     reference("max_pool2d_backward", added, dy, x, y, **settings, add=True)
-    expected_y, expected_dx = pool_by_loops(x, dy, window, stride, border)
+    expected_y, expected_dx = pool_by_loops(x, dy, kernel_size, stride, padding)
     np.testing.assert_array_equal(y, expected_y)
     assert_close(dx, expected_dx)
     assert_close(added, 1 + expected_dx)
@@ -129,22 +129,22 @@ def test_max_pooling_and_its_gradient(reference, rng, dtype, plane, window, stri
 def test_border_is_never_the_maximum(reference):
     x = np.full((1, 1, 4, 4), -1e20)
     y = np.empty((1, 1, 2, 2))
-    reference("max_pool2d_forward", y, x, window=3, stride=2, border=1)
+    reference("max_pool2d_forward", y, x, kernel_size=3, stride=2, padding=1)
     np.testing.assert_array_equal(y, -1e20)
 
 
-@pytest.mark.parametrize("window", [2, 3])
-def test_mean_pooling_and_its_gradient(reference, rng, dtype, window):
+@pytest.mark.parametrize("kernel_size", [2, 3])
+def test_mean_pooling_and_its_gradient(reference, rng, dtype, kernel_size):
     x = rng.standard_normal((2, 3, 6, 12)).astype(dtype)
-    dy = rng.standard_normal((2, 3, 6 // window, 12 // window)).astype(dtype)
+    dy = rng.standard_normal((2, 3, 6 // kernel_size, 12 // kernel_size)).astype(dtype)
     y, dx, added = np.full_like(dy, np.nan), np.full_like(x, np.nan), np.ones_like(x)
-    reference("mean_pool2d_forward", y, x, window=window)
-    reference("mean_pool2d_backward", dx, dy, window=window, add=False)
-    reference("mean_pool2d_backward", added, dy, window=window, add=True)
+    reference("mean_pool2d_forward", y, x, kernel_size=kernel_size)
+    reference("mean_pool2d_backward", dx, dy, kernel_size=kernel_size, add=False)
+    reference("mean_pool2d_backward", added, dy, kernel_size=kernel_size, add=True)
     for n, c, i, j in np.ndindex(y.shape):
-        tile = (n, c, slice(i * window, (i + 1) * window), slice(j * window, (j + 1) * window))
+        tile = (n, c, slice(i * kernel_size, (i + 1) * kernel_size), slice(j * kernel_size, (j + 1) * kernel_size))
         assert y[n, c, i, j] == pytest.approx(x[tile].mean(), abs=1e-6)
-        np.testing.assert_allclose(dx[tile], dy[n, c, i, j] / window**2, rtol=1e-6)
+        np.testing.assert_allclose(dx[tile], dy[n, c, i, j] / kernel_size**2, rtol=1e-6)
     assert_close(added, 1 + dx)
 
 

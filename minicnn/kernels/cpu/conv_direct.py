@@ -51,36 +51,36 @@ class _Tile(NamedTuple):
         Estimated fraction of the peak multiply-add rate.
     channels : bool
         True if vectors hold channels, False if they hold positions.
-    filters, pixels : int
+    out_channels, pixels : int
         Output channels that a tile computes at a time, and pixels if vectors hold channels (else 0).
     """
 
     share: float
     channels: bool
-    filters: int
+    out_channels: int
     pixels: int
 
 
 @cache
-def _tile_for(filters: int, channels: int, k: int, h: int, w: int, itemsize: int) -> _Tile:
-    """Choose the faster mapping for a correlation from `channels` input to `filters` output channels.
+def _tile_for(out_channels: int, channels: int, k: int, h: int, w: int, itemsize: int) -> _Tile:
+    """Choose the faster mapping for a correlation from `channels` input to `out_channels` output channels.
 
     The constants are fits to measured rates; they describe the losses other than idle vector lanes.
     """
     lane_count, depth = lanes(itemsize), channels * k * k
     tiles = []
     if cuts := _cuts(w, lane_count):
-        size = block_of(filters, MOST_SCALARS)
+        size = block_of(out_channels, MOST_SCALARS)
         vectors = sum(
             _SEGMENT_COST[cut.segments] * -(-h * -(-(cut.last - cut.first) // cut.run) // cut.segments) for cut in cuts
         )
-        share = 0.96 * h * w / (vectors * lane_count) * filters / (-(-filters // size) * size)
+        share = 0.96 * h * w / (vectors * lane_count) * out_channels / (-(-out_channels // size) * size)
         tiles.append(_Tile(share * depth / (depth + 5), False, size, 0))
     pixels = min(range(1, min(w, MOST_PIXELS) + 1), key=lambda size: (-(-w // size) * size, -size))
     for vectors in (1, 2):
         size = vectors * lane_count
         busy = min(1.0, vectors * pixels / 8)  # fewer than 8 independent sums do not hide the latency of a multiply-add
-        share = busy * w / (-(-w // pixels) * pixels) * filters / (-(-filters // size) * size)
+        share = busy * w / (-(-w // pixels) * pixels) * out_channels / (-(-out_channels // size) * size)
         if _is_clipped(k, w, pixels):
             share *= k * w / sum(max(0, w - abs(v - (k - 1) // 2)) for v in range(k))
         tiles.append(_Tile((0.89 + 0.025 * vectors) * share * depth / (depth + 50), True, size, pixels))
@@ -162,51 +162,51 @@ def prepare_backward_data(dx, dy, w, s, add) -> Callable[[], None]:
 
 def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
     """Return the steps of a correlation, to be called in order; `b` is None for no bias."""
-    n, filters, h, width = y.shape
+    n, out_channels, h, width = y.shape
     channels, k, itemsize = x.shape[1], w.shape[2], y.itemsize
     before = k // 2 if transposed else (k - 1) // 2
-    tile = _tile_for(filters, channels, k, h, width, itemsize)
-    blocks = -(-filters // tile.filters)
+    tile = _tile_for(out_channels, channels, k, h, width, itemsize)
+    blocks = -(-out_channels // tile.out_channels)
     x, steps = with_halo(x, k // 2, arena)
-    packed = arena.take(blocks, channels, k, k, tile.filters)
+    packed = arena.take(blocks, channels, k, k, tile.out_channels)
     steps.append(partial(_pack, packed, w, transposed))
-    bias = arena.take(blocks * tile.filters)
+    bias = arena.take(blocks * tile.out_channels)
     steps.append(partial(bias.fill, 0))
     if b is not None:
-        steps.append(partial(np.copyto, bias[:filters], b))
+        steps.append(partial(np.copyto, bias[:out_channels], b))
     if tile.channels:
-        sums = arena.take(n * blocks * h, tile.pixels * tile.filters)
+        sums = arena.take(n * blocks * h, tile.pixels * tile.out_channels)
         zeros = arena.take(tile.pixels)
         steps.append(partial(zeros.fill, 0))
         known = (k, before) if _is_clipped(k, width, tile.pixels) else (0, 0)
-        correlate = _correlate_channels(tile.filters // lanes(itemsize), tile.pixels, *known)
-        steps.append(partial(correlate, y, x, packed, bias, zeros, sums, vector_places(itemsize), before, filters))
+        correlate = _correlate_channels(tile.out_channels // lanes(itemsize), tile.pixels, *known)
+        steps.append(partial(correlate, y, x, packed, bias, zeros, sums, vector_places(itemsize), before, out_channels))
         return steps
     parts = -(-PARTS // (n * blocks))
-    vectors = 2 if tile.filters > 3 else MOST_VECTORS
+    vectors = 2 if tile.out_channels > 3 else MOST_VECTORS
     for cut in _cuts(width, lanes(itemsize)):
         multiple = vectors * cut.segments
         y_places, x_places, _ = _runs(h, width, cut, multiple, y.strides[2] // itemsize, x.strides[2] // itemsize)
         spans = _spans(h, width, cut, multiple, k, before)
-        correlate = _correlate_positions(tile.filters, vectors, cut.segments)
+        correlate = _correlate_positions(tile.out_channels, vectors, cut.segments)
         steps.append(partial(correlate, y, x, packed, bias, y_places, x_places, spans, before, parts))
     return steps
 
 
-def correlation_workspace(n: int, c: int, filters: int, h: int, w: int, k: int, itemsize: int) -> int:
+def correlation_workspace(n: int, c: int, out_channels: int, h: int, w: int, k: int, itemsize: int) -> int:
     """Return the number of workspace elements of a correlation.
 
     Parameters
     ----------
-    n, c, filters, h, w, k, itemsize : int
+    n, c, out_channels, h, w, k, itemsize : int
         Batch size, channels of x, channels of y, rows, columns, kernel size, and bytes of an element. The result
         includes the copy of dx that the input gradient needs for `add`.
     """
-    tile = _tile_for(filters, c, k, h, w, itemsize)
-    blocks = -(-filters // tile.filters)
+    tile = _tile_for(out_channels, c, k, h, w, itemsize)
+    blocks = -(-out_channels // tile.out_channels)
     planes = n * c * layout(h, w, k // 2)[2]
-    sums = n * blocks * h * tile.pixels * tile.filters + tile.pixels
-    return planes + blocks * tile.filters * (c * k * k + 1) + sums + n * filters * h * w
+    sums = n * blocks * h * tile.pixels * tile.out_channels + tile.pixels
+    return planes + blocks * tile.out_channels * (c * k * k + 1) + sums + n * out_channels * h * w
 
 
 # ---- compiled kernels
@@ -220,7 +220,7 @@ def _pack(packed, w, transposed):
     correlation of dy with those weights.
     """
     blocks, channels, k, _, size = packed.shape
-    filters = w.shape[1] if transposed else w.shape[0]
+    out_channels = w.shape[1] if transposed else w.shape[0]
     for task in prange(blocks * channels):
         block, c = task // channels, task % channels
         for u in range(k):
@@ -228,7 +228,7 @@ def _pack(packed, w, transposed):
                 for f in range(size):
                     o = block * size + f
                     value = w.dtype.type(0)
-                    if o < filters:
+                    if o < out_channels:
                         value = w[c, o, k - 1 - u, k - 1 - v] if transposed else w[o, c, u, v]
                     packed[block, c, u, v, f] = value
 
@@ -244,7 +244,7 @@ def _correlate_positions(scalars: int, vectors: int, segments: int):
     @kernel("planes planes packed flat places places table int int", _parts_of_planes)
     def correlate(y, x, packed, bias, y_places, x_places, spans, before, parts):
         """Correlate, with one task for each image, block of output channels and part of the plane."""
-        n_images, filters = y.shape[:2]
+        n_images, out_channels = y.shape[:2]
         blocks, channels, k = packed.shape[:3]
         y_image, y_channel = y.strides[0] // y.itemsize, y.strides[1] // y.itemsize
         x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
@@ -259,22 +259,22 @@ def _correlate_positions(scalars: int, vectors: int, segments: int):
                     x, n * x_image + (top - before) * x_row - before, (x_channel, x_row, 1), x_places,
                     packed, (block * channels * k + top) * k * scalars, (k * k * scalars, k * scalars, scalars),
                     t * vectors * segments, (channels, bottom - top, k),
-                    bias, block * scalars, min(scalars, filters - block * scalars),
+                    bias, block * scalars, min(scalars, out_channels - block * scalars),
                 )  # fmt: skip
 
     return correlate
 
 
 @cache
-def _correlate_channels(vectors: int, scalars: int, window: int, left: int):
+def _correlate_channels(vectors: int, scalars: int, kernel_size: int, left: int):
     """Make the correlation kernel for a tile of `vectors` vectors of output channels and `scalars` pixels of a row.
 
-    If the pixels are a whole row, the kernel size (`window`) and the padding to its `left` are compile-time constants,
+    If the pixels are a whole row, `kernel_size` and the padding to its `left` are compile-time constants,
     and kernel columns outside the plane are skipped as well. Otherwise both are 0.
     """
 
     @kernel("planes planes packed flat flat flat2 places int int", lambda *given: given[5].shape[0])
-    def correlate(y, x, packed, bias, zeros, sums, places, before, filters):
+    def correlate(y, x, packed, bias, zeros, sums, places, before, out_channels):
         """Correlate, with one task for each image, block of output channels and row; sums are (pixel, channel)."""
         h, w = y.shape[2:]
         blocks, channels, k, _, size = packed.shape
@@ -286,14 +286,14 @@ def _correlate_channels(vectors: int, scalars: int, window: int, left: int):
             for first in range(0, w, scalars):
                 start = min(first, w - scalars)
                 outer_tile(
-                    vectors, scalars, 1, window, left,
+                    vectors, scalars, 1, kernel_size, left,
                     own, 0, size, places,
                     packed, (block * channels * k + top) * k * size, (k * k * size, k * size, size), places,
                     x, n * x_image + (i + top - before) * x_row + start - before, (x_channel, x_row, 1),
                     0, (channels, bottom - top, k),
                     zeros, 0, scalars,
                 )  # fmt: skip
-                for f in range(min(size, filters - block * size)):
+                for f in range(min(size, out_channels - block * size)):
                     target, shift = row(y, n, block * size + f, i), bias[block * size + f]
                     for q in range(scalars):
                         target[start + q] = own[q * size + f] + shift

@@ -38,28 +38,35 @@ class _Tile(NamedTuple):
         Estimated fraction of the peak multiply-add rate.
     channels : bool
         True if vectors hold the output channels of one pixel of dy (`outer_tile`), False if positions (`inner_tile`).
-    taps, filters : int
+    taps, out_channels : int
         Kernel columns, and output channels, that a tile computes at a time.
     """
 
     share: float
     channels: bool
     taps: int
-    filters: int
+    out_channels: int
 
 
 @cache
-def _tile_for(filters: int, c: int, k: int, h: int, w: int, itemsize: int) -> _Tile:
+def _tile_for(out_channels: int, c: int, k: int, h: int, w: int, itemsize: int) -> _Tile:
     """Choose the faster mapping; the constants are fits to measured rates."""
     lane_count = lanes(itemsize)
     taps = min(range(1, min(k, 9) + 1), key=lambda taps: _cost_of(k, taps))
-    size = block_of(filters, _most_filters(taps))
+    size = block_of(out_channels, _most_filters(taps))
     places, _ = _strips(h, w, k, w + k // 2, itemsize)
-    share = 0.92 * h * w / (places.size * lane_count) * filters / (-(-filters // size) * size)
+    share = 0.92 * h * w / (places.size * lane_count) * out_channels / (-(-out_channels // size) * size)
     tiles = [_Tile(share, False, taps, size)]
     for vectors in (1, 2):
         size, depth = vectors * lane_count, c * k * k
-        share = 0.88 * min(1.0, vectors * taps / 5) * filters / (-(-filters // size) * size) * depth / (depth + 35)
+        share = (
+            0.88
+            * min(1.0, vectors * taps / 5)
+            * out_channels
+            / (-(-out_channels // size) * size)
+            * depth
+            / (depth + 35)
+        )
         tiles.append(_Tile(share, True, taps, size))
     return max(tiles)
 
@@ -71,8 +78,8 @@ def _most_filters(taps: int) -> int:
 
 def _cost_of(k: int, taps: int) -> float:
     """Return the relative cost of `taps`: computed per needed kernel columns, with a load as half a multiply-add."""
-    filters = _most_filters(taps)
-    return -(-k // taps) * taps / k * (1 + (filters + taps) / (filters * taps) / 2)
+    out_channels = _most_filters(taps)
+    return -(-k // taps) * taps / k * (1 + (out_channels + taps) / (out_channels * taps) / 2)
 
 
 @cache
@@ -110,29 +117,29 @@ def _strips(h: int, w: int, k: int, distance: int, itemsize: int) -> tuple[np.nd
 
 def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
     """Prepare dw = dy correlated with x, db = sum of dy over images and pixels (`backend.conv2d_backward_weights`)."""
-    n, filters, h, w = dy.shape
+    n, out_channels, h, w = dy.shape
     channels, k, itemsize = x.shape[1], dw.shape[2], dw.itemsize
-    tile = _tile_for(filters, channels, k, h, w, itemsize)
+    tile = _tile_for(out_channels, channels, k, h, w, itemsize)
     arena = Arena(s)
     x, steps = with_halo(x, k // 2, arena)
-    blocks, groups = -(-filters // tile.filters), -(-k // tile.taps)
+    blocks, groups = -(-out_channels // tile.out_channels), -(-k // tile.taps)
     if tile.channels:
-        turned = arena.take(n * h, w, blocks * tile.filters)
-        sums = arena.take(blocks * channels, tile.taps * tile.filters)
+        turned = arena.take(n * h, w, blocks * tile.out_channels)
+        sums = arena.take(blocks * channels, tile.taps * tile.out_channels)
         zeros = arena.take(tile.taps)
-        multiply = _multiply_channels(tile.filters // lanes(itemsize), tile.taps)
+        multiply = _multiply_channels(tile.out_channels // lanes(itemsize), tile.taps)
         steps += [partial(_turn, turned, dy), partial(zeros.fill, 0)]
         steps.append(partial(multiply, dw, db, turned, x, zeros, sums, vector_places(itemsize)))
         return in_turn(steps)
     distance = x.strides[2] // itemsize
     if halo_of(dy) < k // 2 or dy.strides[2] != x.strides[2]:  # dy and x share one table of offsets
-        memory = arena.take(n * filters * layout(h, w, distance - w)[2])
+        memory = arena.take(n * out_channels * layout(h, w, distance - w)[2])
         own = view(memory, dy.shape, distance - w)
         steps += [partial(memory.fill, 0), partial(np.copyto, own, dy)]
         dy = own
     places, ranges = _strips(h, w, k, distance, itemsize)
-    sums = arena.take(blocks * channels, k * groups * tile.filters * tile.taps * lanes(itemsize))
-    multiply = _multiply_positions(tile.taps, tile.filters)
+    sums = arena.take(blocks * channels, k * groups * tile.out_channels * tile.taps * lanes(itemsize))
+    multiply = _multiply_positions(tile.taps, tile.out_channels)
     steps.append(partial(multiply, dw, db, dy, x, sums, places, ranges, max(1, STRIP // (h * w))))
     return in_turn(steps)
 
@@ -147,11 +154,11 @@ def weight_gradient_workspace(n: int, c: int, o: int, h: int, w: int, k: int, it
         for halos of up to 4 zeros between rows.
     """
     tile = _tile_for(o, c, k, h, w, itemsize)
-    blocks, groups = -(-o // tile.filters), -(-k // tile.taps)
+    blocks, groups = -(-o // tile.out_channels), -(-k // tile.taps)
     if tile.channels:
-        own = n * h * w * blocks * tile.filters + blocks * c * tile.taps * tile.filters + tile.taps
+        own = n * h * w * blocks * tile.out_channels + blocks * c * tile.taps * tile.out_channels + tile.taps
     else:
-        sums = k * groups * tile.filters * tile.taps * lanes(itemsize)
+        sums = k * groups * tile.out_channels * tile.taps * lanes(itemsize)
         own = blocks * c * sums + n * o * layout(h, w, max(4, k // 2))[2]
     return own + n * c * layout(h, w, k // 2)[2]
 
@@ -160,8 +167,8 @@ def weight_gradient_workspace(n: int, c: int, o: int, h: int, w: int, k: int, it
 
 
 @cache
-def _multiply_positions(taps: int, filters: int):
-    """Make the kernel for tiles of `taps` kernel columns and `filters` output channels, with vectors of positions."""
+def _multiply_positions(taps: int, out_channels: int):
+    """Make the kernel for tiles of `taps` kernel columns and `out_channels` outputs, with vectors of positions."""
 
     @kernel("weights flat planes planes flat2 places table int", lambda *given: given[4].shape[0])
     def multiply(dw, db, dy, x, sums, places, ranges, images):
@@ -175,23 +182,25 @@ def _multiply_positions(taps: int, filters: int):
         g_image, g_channel = dy.strides[0] // item, dy.strides[1] // item
         x_image, x_channel, x_row = x.strides[0] // item, x.strides[1] // item, x.strides[2] // item
         size, strips = sums.shape[1] // (k * groups), ranges.shape[0] // k
-        lane_count, n_rows = size // (taps * filters), (h + strips - 1) // strips
+        lane_count, n_rows = size // (taps * out_channels), (h + strips - 1) // strips
         for task in prange(sums.shape[0]):
             block, c = task // channels, task % channels
-            o = min(block * filters, n_filters - filters)
-            new = block * filters - o  # the last block may begin early: it repeats `new` channels of the one before
+            o = min(block * out_channels, n_filters - out_channels)
+            new = (
+                block * out_channels - o
+            )  # the last block may begin early: it repeats `new` channels of the one before
             own = sums[task]
             for j in range(own.size):
                 own[j] = 0
             if c == 0:
-                for f in range(new, filters):
+                for f in range(new, out_channels):
                     db[o + f] = 0
             for n in range(0, n_images, images):
                 for strip in range(strips):
                     for u in range(k):
                         for group in range(groups):
                             inner_tile(
-                                filters, taps,
+                                out_channels, taps,
                                 own, (u * groups + group) * size, min(images, n_images - n),
                                 dy, n * g_image + o * g_channel, g_image, g_channel,
                                 x, n * x_image + c * x_channel + (u - before) * x_row - before + group * taps, x_image,
@@ -199,10 +208,10 @@ def _multiply_positions(taps: int, filters: int):
                             )  # fmt: skip
                     if c == 0:
                         for image in range(n, min(n + images, n_images)):
-                            for f in range(new, filters):
+                            for f in range(new, out_channels):
                                 for i in range(strip * n_rows, min(h, strip * n_rows + n_rows)):
                                     db[o + f] += _sum(row(dy, image, o + f, i))
-            for f in range(new, filters):
+            for f in range(new, out_channels):
                 for u in range(k):
                     for v in range(k):
                         place = (u * groups + v // taps) * size
@@ -265,11 +274,11 @@ def _multiply_channels(vectors: int, taps: int):
 @kernel("pixels planes", lambda turned, _: turned.shape[0])
 def _turn(turned, dy):
     """Copy dy (N, O, H, W) to (N H, W, O), with zeros after the last output channel."""
-    n_images, filters, h, w = dy.shape
+    n_images, out_channels, h, w = dy.shape
     for task in prange(n_images * h):
         n, i = task // h, task % h
         for o in range(turned.shape[2]):
-            if o < filters:
+            if o < out_channels:
                 source = row(dy, n, o, i)
                 for j in range(w):
                     turned[task, j, o] = source[j]

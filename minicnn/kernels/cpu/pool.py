@@ -13,19 +13,19 @@ from minicnn.kernels.cpu.tiles import row
 
 
 @kernel("planes planes int int int")
-def max_pool2d_forward(y, x, window, stride, border):
+def max_pool2d_forward(y, x, kernel_size, stride, padding):
     n_images, channels, h, w = y.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
         for i in range(h):
-            top = i * stride - border
+            top = i * stride - padding
             target = row(y, n, c, i)
             for j in range(w):
-                left = j * stride - border
+                left = j * stride - padding
                 peak = row(x, n, c, max(top, 0))[max(left, 0)]
-                for u in range(max(top, 0), top + window):
+                for u in range(max(top, 0), top + kernel_size):
                     source = row(x, n, c, u)
-                    for v in range(max(left, 0), left + window):
+                    for v in range(max(left, 0), left + kernel_size):
                         value = source[v]
                         if value > peak or value != value:  # propagate NaN
                             peak = value
@@ -33,7 +33,7 @@ def max_pool2d_forward(y, x, window, stride, border):
 
 
 @kernel("planes planes planes planes flat int int int bool")
-def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
+def max_pool2d_backward(dx, dy, x, y, s, kernel_size, stride, padding, add):
     n_images, channels, h, w = dy.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
@@ -43,47 +43,47 @@ def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
         for i in range(h):
             gradient, peaks = row(dy, n, c, i), row(y, n, c, i)
             for j in range(w):
-                u, v = _first_equal(x, n, c, peaks[j], i * stride - border, j * stride - border, window)
+                u, v = _first_equal(x, n, c, peaks[j], i * stride - padding, j * stride - padding, kernel_size)
                 target = row(dx, n, c, u)
                 target[v] = target[v] + gradient[j]
 
 
 @njit(**SERIAL)
-def _first_equal(x, n, c, peak, top, left, window):
-    for u in range(max(top, 0), top + window):
+def _first_equal(x, n, c, peak, top, left, kernel_size):
+    for u in range(max(top, 0), top + kernel_size):
         source = row(x, n, c, u)
-        for v in range(max(left, 0), left + window):
+        for v in range(max(left, 0), left + kernel_size):
             if source[v] == peak:
                 return u, v
     return max(top, 0), max(left, 0)  # the maximum is NaN
 
 
 @kernel("planes planes int")
-def mean_pool2d_forward(y, x, window):
+def mean_pool2d_forward(y, x, kernel_size):
     n_images, channels, h, w = y.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
         for i in range(h):
             target = row(y, n, c, i)
             clear(target)
-            for u in range(window):
-                source = row(x, n, c, i * window + u)
+            for u in range(kernel_size):
+                source = row(x, n, c, i * kernel_size + u)
                 for j in range(w):
-                    for v in range(window):
-                        target[j] += source[j * window + v]
+                    for v in range(kernel_size):
+                        target[j] += source[j * kernel_size + v]
             for j in range(w):
-                target[j] /= window * window
+                target[j] /= kernel_size * kernel_size
 
 
 @kernel("planes planes flat int bool")
-def mean_pool2d_backward(dx, dy, s, window, add):
+def mean_pool2d_backward(dx, dy, s, kernel_size, add):
     n_images, channels, h, w = dx.shape
     for task in prange(n_images * channels):
         n, c = task // channels, task % channels
         for i in range(h):
-            target, gradient = row(dx, n, c, i), row(dy, n, c, i // window)
+            target, gradient = row(dx, n, c, i), row(dy, n, c, i // kernel_size)
             for j in range(w):
-                share = gradient[j // window] / (window * window)
+                share = gradient[j // kernel_size] / (kernel_size * kernel_size)
                 target[j] = target[j] + share if add else share
 
 

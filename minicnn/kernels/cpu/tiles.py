@@ -35,10 +35,10 @@ def vector_places(itemsize: int) -> np.ndarray:
     return np.arange(4) * lanes(itemsize)
 
 
-def block_of(filters: int, most: int) -> int:
+def block_of(out_channels: int, most: int) -> int:
     """Choose the output channels of a tile, at most `most`: least padding of the last tile, then 8, then largest."""
-    sizes = range(min(filters, (most + 1) // 2), min(filters, most) + 1)
-    return min(sizes, key=lambda size: (-(-filters // size) * size, size != 8, -size))
+    sizes = range(min(out_channels, (most + 1) // 2), min(out_channels, most) + 1)
+    return min(sizes, key=lambda size: (-(-out_channels // size) * size, size != 8, -size))
 
 
 @intrinsic
@@ -155,7 +155,7 @@ def outer_tile(
     vectors,
     scalars,
     segments,
-    window,
+    kernel_size,
     before,
     y,
     y_start,
@@ -183,14 +183,14 @@ def outer_tile(
         y[y_start + s y_step + y_places[...] +] = bias[bias_start + s] + sum over j < counts (three indices) of
             a[a_start + j . a_strides + a_places[...] +] b[b_start + j . b_strides + s]
 
-    If `window` is 0, the innermost count is counts[2]. Otherwise it is the kernel size `window`, and the numbers of
+    If `kernel_size` is 0, the innermost count is counts[2]. Otherwise it is the convolution's, and the numbers of
     `b` are a whole row of pixels with `before` zeros before it and zeros after it; products with these zeros are
     left out.
 
-    `vectors`, `scalars`, `segments`, `window` and `before` are literals. Strides and `counts` are tuples of three
+    `vectors`, `scalars`, `segments`, `kernel_size` and `before` are literals. Strides and `counts` are tuples of three
     integers. The other arguments are arrays and integers.
     """
-    literals = (vectors, scalars, segments, window, before)
+    literals = (vectors, scalars, segments, kernel_size, before)
     n_vectors, n_scalars, n_segments, n_window, n_before = (size.literal_value for size in literals)
     index, triple = types.intp, types.UniTuple(types.intp, 3)
     signature = types.void(
@@ -246,10 +246,10 @@ def outer_tile(
 
 @intrinsic(prefer_literal=True)
 def inner_tile(
-    typing_context, filters, taps, sums, sums_start, images, g, g_start, g_image, g_step, x, x_start, x_image, places,
-    first, last
+    typing_context, out_channels, taps, sums, sums_start, images, g, g_start, g_image, g_step, x, x_start, x_image,
+    places, first, last
 ):  # fmt: skip
-    """Accumulate vector sums of products for `filters` x `taps` (literals); taps are one element apart.
+    """Accumulate vector sums of products for `out_channels` x `taps` (literals); taps are one element apart.
 
     For each lane (the trailing + stands for adding the lane number)::
 
@@ -258,9 +258,9 @@ def inner_tile(
     """
     index = types.intp
     signature = types.void(
-        filters, taps, sums, index, index, g, index, index, index, x, index, index, places, index, index
+        out_channels, taps, sums, index, index, g, index, index, index, x, index, index, places, index, index
     )
-    n_filters, n_taps = filters.literal_value, taps.literal_value
+    n_filters, n_taps = out_channels.literal_value, taps.literal_value
 
     def generate(context, builder, signature, arguments):
         _, _, sums_, sums0, images_, g_, g0, g_image_, g_step_, x_, x0, x_image_, places_, first_, last_ = arguments

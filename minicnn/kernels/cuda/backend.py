@@ -186,30 +186,30 @@ def sum_parts(dw, db, w_parts, b_parts, w_count: int, b_count: int) -> _Launch:
 
 
 @kernel()
-def max_pool2d_forward(y, x, window, stride, border):
+def max_pool2d_forward(y, x, kernel_size, stride, padding):
     n, c, p, q = y.shape
-    return _over_planes("max_pool2d_forward", (y, x), n * c, p * q, n, c, p, q, window, stride, border)
+    return _over_planes("max_pool2d_forward", (y, x), n * c, p * q, n, c, p, q, kernel_size, stride, padding)
 
 
 @kernel()
-def max_pool2d_backward(dx, dy, x, y, s, window, stride, border, add):
+def max_pool2d_backward(dx, dy, x, y, s, kernel_size, stride, padding, add):
     n, c, p, q = y.shape
     pixels = dx.shape[2] * dx.shape[3]
-    numbers = n, c, p, q, window, stride, border, bool(add)
+    numbers = n, c, p, q, kernel_size, stride, padding, bool(add)
     return _over_planes("max_pool2d_backward", (dx, dy, x, y), n * c, pixels, *numbers)
 
 
 @kernel()
-def mean_pool2d_forward(y, x, window):
+def mean_pool2d_forward(y, x, kernel_size):
     n, c, p, q = y.shape
-    return _over_planes("mean_pool2d_forward", (y, x), n * c, p * q, n, c, p, q, window)
+    return _over_planes("mean_pool2d_forward", (y, x), n * c, p * q, n, c, p, q, kernel_size)
 
 
 @kernel()
-def mean_pool2d_backward(dx, dy, s, window, add):
+def mean_pool2d_backward(dx, dy, s, kernel_size, add):
     n, c, p, q = dy.shape
     pixels = dx.shape[2] * dx.shape[3]
-    return _over_planes("mean_pool2d_backward", (dx, dy), n * c, pixels, n, c, p, q, window, bool(add))
+    return _over_planes("mean_pool2d_backward", (dx, dy), n * c, pixels, n, c, p, q, kernel_size, bool(add))
 
 
 @kernel()

@@ -4,15 +4,15 @@
 template <typename T>
 __global__ void __launch_bounds__(256)
     im2col(T* __restrict__ col, const T* __restrict__ x, Index x_step, int images, int channels, int height, int width,
-           int window, int before) {
-    const Index count = Index(images) * channels * window * window * height * width;
+           int kernel_size, int before) {
+    const Index count = Index(images) * channels * kernel_size * kernel_size * height * width;
     for (Index k = Index(blockIdx.x) * blockDim.x + threadIdx.x; k < count; k += Index(gridDim.x) * blockDim.x) {
         Index rest = k;
         const int column = int(rest % width);
         const int row = int((rest /= width) % height);
-        const int v = int((rest /= height) % window);
-        const int u = int((rest /= window) % window);
-        const int c = int((rest /= window) % channels);
+        const int v = int((rest /= height) % kernel_size);
+        const int u = int((rest /= kernel_size) % kernel_size);
+        const int c = int((rest /= kernel_size) % channels);
         const Index n = rest / channels;
         const int i = row + u - before, j = column + v - before;
         const bool inside = i >= 0 && i < height && j >= 0 && j < width;
@@ -24,17 +24,18 @@ __global__ void __launch_bounds__(256)
 template <typename T>
 __global__ void __launch_bounds__(256)
     col2im(T* __restrict__ dx, const T* __restrict__ dcol, Index dx_step, int images, int channels, int height,
-           int width, int window, int before, int add) {
+           int width, int kernel_size, int before, int add) {
     const Index count = Index(images) * channels * height * width;
     for (Index k = Index(blockIdx.x) * blockDim.x + threadIdx.x; k < count; k += Index(gridDim.x) * blockDim.x) {
         const int j = int(k % width), i = int(k / width % height), c = int(k / width / height % channels);
         const Index n = k / width / height / channels;
         T sum = 0;
-        for (int u = 0; u < window; u++)
-            for (int v = 0; v < window; v++) {
+        for (int u = 0; u < kernel_size; u++)
+            for (int v = 0; v < kernel_size; v++) {
                 const int row = i - u + before, column = j - v + before;
                 if (row >= 0 && row < height && column >= 0 && column < width)
-                    sum += dcol[(((n * channels + c) * window + u) * window + v) * height * width + row * width + column];
+                    sum += dcol[(((n * channels + c) * kernel_size + u) * kernel_size + v) * height * width + row * width +
+                                column];
             }
         T* const to = dx + n * dx_step + (Index(c) * height + i) * width + j;
         *to = add ? *to + sum : sum;

@@ -17,19 +17,19 @@ __device__ __forceinline__ void put(T* to, T value, int add) {
     *to = add ? *to + value : value;
 }
 
-// y[i, j] = max of x[stride i - border + u, stride j - border + v]; outside counts as -inf.
+// y[i, j] = max of x[stride i - padding + u, stride j - padding + v]; outside counts as -inf.
 template <typename T>
 __global__ void max_pool2d_forward(T* y, const T* x, Index y_step, Index x_step, int images, int channels, int height,
-                                   int width, int window, int stride, int border) {
+                                   int width, int kernel_size, int stride, int padding) {
     const int x_height = height * stride, x_width = width * stride;
     FOR_PLANES(plane, images * channels) {
         const T* const source = plane_of(x, x_step, plane, channels, x_height * x_width);
         T* const target = plane_of(y, y_step, plane, channels, height * width);
         FOR_PIXELS(pixel, height * width) {
-            const int top = pixel / width * stride - border, left = pixel % width * stride - border;
+            const int top = pixel / width * stride - padding, left = pixel % width * stride - padding;
             T peak = source[max(top, 0) * x_width + max(left, 0)];
-            for (int i = max(top, 0); i < top + window; i++)
-                for (int j = max(left, 0); j < left + window; j++) peak = largest(peak, source[i * x_width + j]);
+            for (int i = max(top, 0); i < top + kernel_size; i++)
+                for (int j = max(left, 0); j < left + kernel_size; j++) peak = largest(peak, source[i * x_width + j]);
             target[pixel] = peak;
         }
     }
@@ -37,9 +37,9 @@ __global__ void max_pool2d_forward(T* y, const T* x, Index y_step, Index x_step,
 
 // Place in x of the first maximum of a window in row-major order; of its first place, if the maximum is NaN.
 template <typename T>
-__device__ int first_maximum(const T* x, int width, T peak, int top, int left, int window) {
-    for (int i = max(top, 0); i < top + window; i++)
-        for (int j = max(left, 0); j < left + window; j++)
+__device__ int first_maximum(const T* x, int width, T peak, int top, int left, int kernel_size) {
+    for (int i = max(top, 0); i < top + kernel_size; i++)
+        for (int j = max(left, 0); j < left + kernel_size; j++)
             if (x[i * width + j] == peak) return i * width + j;
     return max(top, 0) * width + max(left, 0);
 }
@@ -48,7 +48,7 @@ __device__ int first_maximum(const T* x, int width, T peak, int top, int left, i
 template <typename T>
 __global__ void max_pool2d_backward(T* dx, const T* dy, const T* x, const T* y, Index dx_step, Index dy_step,
                                     Index x_step, Index y_step, int images, int channels, int height, int width,
-                                    int window, int stride, int border, int add) {
+                                    int kernel_size, int stride, int padding, int add) {
     const int x_height = height * stride, x_width = width * stride;
     FOR_PLANES(plane, images * channels) {
         const T* const source = plane_of(x, x_step, plane, channels, x_height * x_width);
@@ -56,12 +56,13 @@ __global__ void max_pool2d_backward(T* dx, const T* dy, const T* x, const T* y, 
         const T* const gradients = plane_of(dy, dy_step, plane, channels, height * width);
         T* const target = plane_of(dx, dx_step, plane, channels, x_height * x_width);
         FOR_PIXELS(pixel, x_height * x_width) {
-            const int row = pixel / x_width + border, column = pixel % x_width + border;
+            const int row = pixel / x_width + padding, column = pixel % x_width + padding;
             T gradient = 0;
-            for (int i = max(row - window + stride, 0) / stride; i <= row / stride && i < height; i++)
-                for (int j = max(column - window + stride, 0) / stride; j <= column / stride && j < width; j++) {
+            for (int i = max(row - kernel_size + stride, 0) / stride; i <= row / stride && i < height; i++)
+                for (int j = max(column - kernel_size + stride, 0) / stride; j <= column / stride && j < width; j++) {
                     const T peak = peaks[i * width + j];
-                    if (first_maximum(source, x_width, peak, i * stride - border, j * stride - border, window) == pixel)
+                    if (first_maximum(source, x_width, peak, i * stride - padding, j * stride - padding, kernel_size) ==
+                        pixel)
                         gradient += gradients[i * width + j];
                 }
             put(target + pixel, gradient, add);
@@ -71,31 +72,31 @@ __global__ void max_pool2d_backward(T* dx, const T* dy, const T* x, const T* y, 
 
 template <typename T>
 __global__ void mean_pool2d_forward(T* y, const T* x, Index y_step, Index x_step, int images, int channels, int height,
-                                    int width, int window) {
-    const int x_width = width * window;
+                                    int width, int kernel_size) {
+    const int x_width = width * kernel_size;
     FOR_PLANES(plane, images * channels) {
-        const T* const source = plane_of(x, x_step, plane, channels, height * width * window * window);
+        const T* const source = plane_of(x, x_step, plane, channels, height * width * kernel_size * kernel_size);
         T* const target = plane_of(y, y_step, plane, channels, height * width);
         FOR_PIXELS(pixel, height * width) {
-            const T* const tile = source + pixel / width * window * x_width + pixel % width * window;
+            const T* const tile = source + pixel / width * kernel_size * x_width + pixel % width * kernel_size;
             T sum = 0;
-            for (int i = 0; i < window; i++)
-                for (int j = 0; j < window; j++) sum += tile[i * x_width + j];
-            target[pixel] = sum / T(window * window);
+            for (int i = 0; i < kernel_size; i++)
+                for (int j = 0; j < kernel_size; j++) sum += tile[i * x_width + j];
+            target[pixel] = sum / T(kernel_size * kernel_size);
         }
     }
 }
 
 template <typename T>
 __global__ void mean_pool2d_backward(T* dx, const T* dy, Index dx_step, Index dy_step, int images, int channels,
-                                     int height, int width, int window, int add) {
-    const int x_width = width * window;
+                                     int height, int width, int kernel_size, int add) {
+    const int x_width = width * kernel_size;
     FOR_PLANES(plane, images * channels) {
         const T* const source = plane_of(dy, dy_step, plane, channels, height * width);
-        T* const target = plane_of(dx, dx_step, plane, channels, height * width * window * window);
-        FOR_PIXELS(pixel, height * width * window * window) {
-            const T gradient = source[pixel / x_width / window * width + pixel % x_width / window];
-            put(target + pixel, gradient / T(window * window), add);
+        T* const target = plane_of(dx, dx_step, plane, channels, height * width * kernel_size * kernel_size);
+        FOR_PIXELS(pixel, height * width * kernel_size * kernel_size) {
+            const T gradient = source[pixel / x_width / kernel_size * width + pixel % x_width / kernel_size];
+            put(target + pixel, gradient / T(kernel_size * kernel_size), add);
         }
     }
 }

@@ -64,22 +64,22 @@ def _whole_vectors(count: int, itemsize: int) -> int:
     return _ceil(count * itemsize, 16) * (16 // itemsize)
 
 
-def _loads(pixels: int, window: int, itemsize: int) -> int:
+def _loads(pixels: int, kernel_size: int, itemsize: int) -> int:
     """Return the loads for a segment of pixels and its kernel-size margin: vector loads if segments are aligned."""
-    count = pixels + window - 1
+    count = pixels + kernel_size - 1
     return _ceil(count * itemsize, 16) if pixels * itemsize % 16 == 0 else count
 
 
-def chunk_of(window: int) -> int:
+def chunk_of(kernel_size: int) -> int:
     """Return the number of channels in one pass of conv.cu's main loop."""
-    return POLICY["CHUNK_OF_SMALL_WINDOW" if window <= POLICY["SMALL_WINDOW"] else "CHUNK_OF_LARGE_WINDOW"]
+    return POLICY["CHUNK_OF_SMALL_WINDOW" if kernel_size <= POLICY["SMALL_WINDOW"] else "CHUNK_OF_LARGE_WINDOW"]
 
 
-def filters_of_thread(filters: int, most: int = 10) -> int:
+def filters_of_thread(out_channels: int, most: int = 10) -> int:
     """Return the output channels per thread: many, because they share loads, but few beyond the last channel."""
-    if filters % 8 == 0 and most >= 8:
+    if out_channels % 8 == 0 and most >= 8:
         return 8
-    return min(range(min(filters, most), 0, -1), key=lambda ro: _ceil(filters, ro) * (ro + 2))
+    return min(range(min(out_channels, most), 0, -1), key=lambda ro: _ceil(out_channels, ro) * (ro + 2))
 
 
 def _cost(blocks: int, threads: int, shared: int, instructions: float) -> float:
@@ -96,11 +96,11 @@ def _cost(blocks: int, threads: int, shared: int, instructions: float) -> float:
     return math.sqrt(busiest * blocks * warps * instructions)
 
 
-def _best(tiles: Iterable[Tile], window: int, dtype: str) -> Tile:
+def _best(tiles: Iterable[Tile], kernel_size: int, dtype: str) -> Tile:
     """Return the cheapest tile with `useful` of at least `_USEFUL`, or the most useful tile if none reaches that."""
     known = list(tiles)
     if not known:
-        raise ValueError(f"a window of {window} x {window} in {dtype} does not fit the GPU's shared memory")
+        raise ValueError(f"a window of {kernel_size} x {kernel_size} in {dtype} does not fit the GPU's shared memory")
     most = max(tile.useful for tile in known)
     return min((tile for tile in known if tile.useful >= min(_USEFUL, most)), key=lambda tile: tile.cost)
 
@@ -127,10 +127,10 @@ _SUM, _BLOCK = 30, 300
 def correlation_tile(
     images: int,
     channels: int,
-    filters: int,
+    out_channels: int,
     height: int,
     width: int,
-    window: int,
+    kernel_size: int,
     dtype: str,
     backward: bool = False,
     pooled: bool = False,
@@ -141,9 +141,9 @@ def correlation_tile(
     ----------
     images, height, width : int
         Sizes N, H and W of the input.
-    channels, filters : int
+    channels, out_channels : int
         Input and output channels, C and O of the layer.
-    window : int
+    kernel_size : int
         Kernel size, pixels.
     dtype : "float32" or "float64"
     pooled : bool
@@ -155,15 +155,15 @@ def correlation_tile(
         If the kernel size is too large: no tile fits the shared memory.
     """
     if backward:
-        channels, filters = filters, channels
-    sizes = images, channels, filters, height, width, window
-    return _best(correlation_tiles(sizes, dtype, backward, pooled), window, dtype)
+        channels, out_channels = out_channels, channels
+    sizes = images, channels, out_channels, height, width, kernel_size
+    return _best(correlation_tiles(sizes, dtype, backward, pooled), kernel_size, dtype)
 
 
 def correlation_tiles(sizes: tuple[int, ...], dtype: str, backward: bool, pooled: bool) -> Iterator[Tile]:
     """Yield all valid launches; sizes: images, input channels, output channels, height, width, kernel size."""
-    images, _, filters, height, width, _ = sizes
-    most = filters_of_thread(filters)
+    images, _, out_channels, height, width, _ = sizes
+    most = filters_of_thread(out_channels)
     for ro, rp in product((4, 8) if most == 8 else (most,), _pixels_of_thread(width, dtype, pooled)):
         in_row = _ceil(width, rp)
         segments = _ceil(in_row, _ceil(in_row * rp, _WIDEST))
@@ -172,7 +172,7 @@ def correlation_tiles(sizes: tuple[int, ...], dtype: str, backward: bool, pooled
                 break
             whole_plane = rows >= height and segments == in_row
             for tile_images in (1, 2, 3, 4, 6, 8, 12, 16) if whole_plane else (1,):
-                for groups in range(1, min(8, _ceil(filters, ro)) + 1):
+                for groups in range(1, min(8, _ceil(out_channels, ro)) + 1):
                     used = segments * rows * tile_images * groups
                     if used <= threads_of_correlation(ro, rp) and tile_images <= images:
                         shape = tile_images, rows, segments, groups
@@ -194,7 +194,7 @@ def _pixels_of_thread(width: int, dtype: str, pooled: bool) -> tuple[int, ...]:
 
 
 def _correlation(sizes, dtype: str, backward: bool, ro: int, rp: int, shape) -> Iterator[Tile]:
-    images, channels, filters, height, width, k = sizes
+    images, channels, out_channels, height, width, k = sizes
     tile_images, rows, segments, groups = shape
     itemsize, chunk, small = _ITEMSIZE[dtype], chunk_of(k), ro * rp <= POLICY["SMALL_TILE"]
     padded = _whole_vectors(ro, itemsize)
@@ -207,13 +207,13 @@ def _correlation(sizes, dtype: str, backward: bool, ro: int, rp: int, shape) -> 
     if shared > SHARED:
         return
     tiles = _ceil(width, segments * rp) * _ceil(height, rows) * _ceil(images, tile_images)
-    grid = tiles, _ceil(filters, ro * groups), 1
+    grid = tiles, _ceil(out_channels, ro * groups), 1
     passes = _ceil(channels, chunk)
     loops = Loop(
         passes,
         (
             Loop(_rounds(tile_images * area, block)),
-            Loop(min(ro * groups, filters) / (block // WARP)),
+            Loop(min(ro * groups, out_channels) / (block // WARP)),
             Loop(channels / passes, () if small else (Loop(k),)),
         ),
     )
@@ -222,7 +222,7 @@ def _correlation(sizes, dtype: str, backward: bool, ro: int, rp: int, shape) -> 
     staging = patch.trips * (_CHANNEL * chunk + _PLACE) + weights.trips * (_ceil(chunk * k * k, WARP) * _TAP + _FILTER)
     issued = passes * (channels / passes * k * a_line + staging + _PASS)
     warps = grid[0] * grid[1] * block // WARP
-    useful = images * height * width * filters * channels * k * k / (WARP * warps * issued)
+    useful = images * height * width * out_channels * channels * k * k / (WARP * warps * issued)
     name = f"correlate<{_C_TYPE[dtype]}, {k}, {ro}, {rp}, {'true' if backward else 'false'}>"
     cost = _cost(grid[0] * grid[1], block, shared, issued + _SUM * ro * rp + _BLOCK)
     yield Tile("conv.cu", name, grid, block, shared, shape, loops, useful, cost)
@@ -240,19 +240,19 @@ _WEIGHT, _PART, _WEIGHTS_BLOCK = 4, 8, 200
 
 @cache
 def weight_gradient_tile(
-    images: int, channels: int, filters: int, height: int, width: int, window: int, dtype: str
+    images: int, channels: int, out_channels: int, height: int, width: int, kernel_size: int, dtype: str
 ) -> Tile:
     """Return the launch for the partial weight gradients of a convolution; see `correlation_tile`.
 
     The x axis of `grid` is the number of partial bias gradients; `parts_of_weights` is that of the weights.
     """
-    sizes = images, channels, filters, height, width, window
-    return _best(weight_gradient_tiles(sizes, dtype), window, dtype)
+    sizes = images, channels, out_channels, height, width, kernel_size
+    return _best(weight_gradient_tiles(sizes, dtype), kernel_size, dtype)
 
 
-def threads_of_weight_gradient(ro: int, window: int) -> int:
+def threads_of_weight_gradient(ro: int, kernel_size: int) -> int:
     """Return conv_weights.cu's limit on the threads of a block: many accumulators leave registers for fewer threads."""
-    small = ro * window <= POLICY["SMALL_GRADIENT"]
+    small = ro * kernel_size <= POLICY["SMALL_GRADIENT"]
     return POLICY["THREADS_OF_SMALL_GRADIENT" if small else "THREADS_OF_LARGE_GRADIENT"]
 
 
@@ -263,15 +263,15 @@ def parts_of_weights(tile: Tile) -> int:
 
 def weight_gradient_tiles(sizes: tuple[int, ...], dtype: str) -> Iterator[Tile]:
     """Yield all valid launches; sizes: images, input channels, output channels, height, width, kernel size."""
-    _, channels, filters, height, width, k = sizes
+    _, channels, out_channels, height, width, k = sizes
     rs = 5 if width % 5 == 0 and width % 4 else 4
     in_row = _ceil(width, rs)
     columns = _ceil(in_row, _ceil(in_row * rs, _WIDEST)) * rs
     if dtype == "float64":  # each value takes two 32-bit registers
-        choices = {filters_of_thread(filters, max(1, 48 // k))}
+        choices = {filters_of_thread(out_channels, max(1, 48 // k))}
     else:
-        more = _ceil(filters, _ceil(filters, 16))
-        choices = {filters_of_thread(filters), more} if more * k <= 80 else {filters_of_thread(filters)}
+        more = _ceil(out_channels, _ceil(out_channels, 16))
+        choices = {filters_of_thread(out_channels), more} if more * k <= 80 else {filters_of_thread(out_channels)}
     for ro, rows in product(sorted(choices), (2, 4, 8, 10, 16, 20)):
         if rows > height + height % 2:
             continue
@@ -285,7 +285,7 @@ def weight_gradient_tiles(sizes: tuple[int, ...], dtype: str) -> Iterator[Tile]:
 
 
 def _weight_gradient(sizes, dtype: str, ro: int, rs: int, shape) -> Iterator[Tile]:
-    images, channels, filters, height, width, k = sizes
+    images, channels, out_channels, height, width, k = sizes
     chunk, parts, rows, columns = shape
     itemsize, unroll = _ITEMSIZE[dtype], POLICY["UNROLL"]
     padded = _whole_vectors(ro, itemsize)
@@ -296,9 +296,9 @@ def _weight_gradient(sizes, dtype: str, ro: int, rs: int, shape) -> Iterator[Til
     if shared > SHARED:
         return
     tiles = images * _ceil(height, rows) * _ceil(width, columns)
-    across = _ceil(channels, chunk) * _ceil(filters, ro)
+    across = _ceil(channels, chunk) * _ceil(out_channels, ro)
     each = max(1, tiles * across // (2 * _MULTIPROCESSORS))
-    grid = _ceil(tiles, each), _ceil(channels, chunk), _ceil(filters, ro)
+    grid = _ceil(tiles, each), _ceil(channels, chunk), _ceil(out_channels, ro)
     loops = Loop(
         tiles / grid[0],
         (
@@ -312,7 +312,7 @@ def _weight_gradient(sizes, dtype: str, ro: int, rs: int, shape) -> Iterator[Til
     staging += _rounds(pixels, block) * (_PIXEL + _GRADIENT * ro)
     issued = loops.trips * (rows / parts * (columns / rs * a_step + _TILE_ROW) + staging + _TILE)
     warps = grid[0] * across * block // WARP
-    useful = images * height * width * filters * channels * k * k / (WARP * warps * issued)
+    useful = images * height * width * out_channels * channels * k * k / (WARP * warps * issued)
     summing = parts * ro * k * _PART  # this block's share of the work of `sum_parts`
     cost = _cost(grid[0] * across, block, shared, issued + _WEIGHT * ro * k + summing + _WEIGHTS_BLOCK)
     name = f"weight_gradient<{_C_TYPE[dtype]}, {k}, {ro}, {rs}>"

@@ -75,12 +75,12 @@ def test_a_name_is_given_once_and_the_graph_stays_as_it_was():
     ("layer", "inputs", "message"),
     [
         (MaxPool2D(), ("odd",), "divisible by the stride 2, got 7 x 8"),
-        (MaxPool2D(3, 2, 3), ("image",), "border from 0 to window - 1 = 2, got 3"),
+        (MaxPool2D(3, 2, 3), ("image",), "padding from 0 to kernel_size - 1 = 2, got 3"),
         (MaxPool2D(3, 2), ("image",), "reaches past the last pixel"),
-        (MeanPool2D(3), ("image",), "divisible by the window 3, got 8 x 8"),
+        (MeanPool2D(3), ("image",), "divisible by the kernel_size 3, got 8 x 8"),
         (Concat(), ("image", "odd"), "planes of one size, 8 x 8, got 7 x 8"),
         (Concat(), (), "at least 1 input, got 0"),
-        (Conv2D(0, 3), ("image",), "positive filters and window, got 0 and 3"),
+        (Conv2D(0, 3), ("image",), "positive out_channels and kernel_size, got 0 and 3"),
         (Tanh(), ("image", "odd"), "expected 1 input, got 2"),
         (Input(1, 2, 2), ("image",), "expected no inputs, got 1"),
     ],
@@ -96,7 +96,7 @@ def test_a_shape_error_names_node_expected_and_actual(layer, inputs, message):
 
 def test_layers_are_frozen():
     with pytest.raises(AttributeError):
-        Conv2D(1, 1).filters = 2
+        Conv2D(1, 1).out_channels = 2
 
 
 # ---- describe
@@ -107,7 +107,7 @@ def test_describe_by_hand():
     graph.add("conv", Conv2D(2, 3), "image")
     lines = [line.split() for line in graph.describe().splitlines()]
     assert lines[1] == ["image", "Input(channels=3,", "height=8,", "width=8)", "3", "x", "8", "x", "8", "768"]
-    assert lines[2][:4] == ["conv", "Conv2D(filters=2,", "window=3)", "image"]
+    assert lines[2][:4] == ["conv", "Conv2D(out_channels=2,", "kernel_size=3)", "image"]
     assert lines[2][4:] == ["2", "x", "8", "x", "8", "56", "512"]
     assert lines[3:] == [["2", "nodes", "56", "1,280"]]
 
@@ -161,11 +161,11 @@ def test_names_and_shapes_of_the_parameters(preset, labels):
     channels = {1: 8, 2: 16, 3: 24, 4: 32}
     last = 2 * (labels - 1) + 8
     expected = {}
-    for k, filters in channels.items():
-        expected[f"row{k}/round0"] = (filters, 3, first)
+    for k, out_channels in channels.items():
+        expected[f"row{k}/round0"] = (out_channels, 3, first)
         coarser = channels[k + 1] + parity if k < 4 else 0
         for r in (1, 2, 3):
-            expected[f"row{k}/round{r}"] = (filters, filters + channels.get(k - 1, 0) + coarser, 5)
+            expected[f"row{k}/round{r}"] = (out_channels, out_channels + channels.get(k - 1, 0) + coarser, 5)
     expected["integrate/row3"] = (24, 24 + 32 + parity, 5)
     expected["integrate/row2"] = (16, 16 + 24 + parity, 5)
     expected["integrate/row1"] = (last, 8 + 16 + parity, 5)
