@@ -399,6 +399,20 @@ BUGS = [
         "test_convert.py",
     ),
     Bug(
+        "names of runs and files reach the page as HTML",
+        "icnn/report/render.py",
+        "autoescape=True,",
+        "autoescape=False,",
+        "test_page.py::test_full_report_has_every_section_and_escapes",
+    ),
+    Bug(
+        "a chart has colours that the dark page does not know",
+        "icnn/report/charts.py",
+        'f"var(--{name})"',
+        "colour",
+        "test_page.py::test_a_chart_has_its_title_legend_and_the_page_s_colours_and_is_the_same_again",
+    ),
+    Bug(
         "the time left counts networks that stopped early",
         "icnn/train/live.py",
         "for name in names[names.index(begun[-1]) :]:",

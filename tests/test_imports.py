@@ -38,7 +38,8 @@ ORDER = [
     "icnn.model.weights", "icnn.model.pipeline",
     "icnn.synthetic", "icnn.synthetic.canvas", "icnn.synthetic.surroundings", "icnn.synthetic.faces",
     "icnn.evaluate", "icnn.evaluate.metrics", "icnn.evaluate.baselines", "icnn.evaluate.scoring",
-    "icnn.report", "icnn.report.charts", "icnn.report.page", "icnn.report.showcase",
+    "icnn.report", "icnn.report.formats", "icnn.report.charts", "icnn.report.render", "icnn.report.page",
+    "icnn.report.showcase",
     "icnn.train", "icnn.train.batches", "icnn.train.run_folder", "icnn.train.live", "icnn.train.events",
     "icnn.train.trainer",
     "icnn.parse", "icnn.parse.search", "icnn.parse.detect", "icnn.parse.results", "icnn.parse.parser",
@@ -122,7 +123,7 @@ def test_importing_everything_imports_neither_cupy_nor_torch():
 import importlib, sys
 for name in {modules}:
     importlib.import_module(name)
-print(*(name for name in ("cupy", "torch", "matplotlib") if name in sys.modules))
+print(*(name for name in ("cupy", "torch", "matplotlib", "jinja2") if name in sys.modules))
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.run(
@@ -157,3 +158,26 @@ print(*(name for name in names if name in sys.modules))
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert process.stdout.split() == []
+
+
+def test_parsing_works_without_the_packages_of_the_reports(tmp_path):
+    """In a process that cannot import them; the command by its entry point, FaceParser from Python."""
+    program = """
+import sys
+sys.modules.update(dict.fromkeys(("jinja2", "markupsafe", "matplotlib")))  # None: cannot be imported
+import numpy as np
+from PIL import Image
+from icnn import FaceParser
+from icnn.__main__ import main
+image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+FaceParser(backend="numpy").parse(image, [(20, 20, 56, 56)])
+Image.fromarray(image).save("face.png")
+sys.argv = ["icnn", "parse", "face.png", "--face", "20,20,56,56", "--backend", "numpy", "--out", "parsed"]
+main()
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "parsed" / "face.json").is_file()

@@ -55,6 +55,7 @@ def test_the_wheel_has_weights_kernels_and_settings_and_nothing_else(wheel):
         assert f"icnn/weights/{tracked.name}" in names
     expected = {"icnn/serve/static/app.js", "icnn/py.typed", "minicnn/py.typed"}
     expected |= {f"icnn/recipes/{name}.toml" for name in ("default", "helen", "paper", "released")}
+    expected |= {f"icnn/report/templates/{path.name}" for path in (ROOT / "icnn" / "report" / "templates").iterdir()}
     expected |= {f"minicnn/kernels/cuda/{path.name}" for path in (ROOT / "minicnn" / "kernels" / "cuda").glob("*.cu*")}
     assert expected <= set(names)
 

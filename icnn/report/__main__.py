@@ -10,8 +10,10 @@ from icnn.cli import Parser, existing_folder, run, text_table
 from icnn.config import flat, load_config
 from icnn.errors import InputError
 from icnn.evaluate.metrics import MEASURES
-from icnn.report.charts import COLOURS, Series, digits, esc, line_chart, table, table_row
-from icnn.report.page import best_of, entries_of, part_name, score_cells, write_page
+from icnn.report.charts import LINES, Series, line_chart
+from icnn.report.formats import digits, part_name, score_cells
+from icnn.report.page import best_of, entries_of
+from icnn.report.render import write_page
 from icnn.stages import NETWORKS
 from icnn.train.run_folder import Run
 
@@ -48,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=existing_folder, metavar="RUN", help="folders of icnn.train")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write a page with their curves")
     options = parser.parse_args(argv)
-    if options.html and len(options.runs) > COLOURS:
-        parser.error(f"argument --html: expected at most {COLOURS} runs, got {len(options.runs)}")
+    if options.html and len(options.runs) > len(LINES):
+        parser.error(f"argument --html: expected at most {len(LINES)} runs, got {len(options.runs)}")
     runs = [read_run(folder, name) for folder, name in zip(options.runs, names_of(options.runs), strict=True)]
     print("\n\n".join(text_table([heads, *rows], 1) for heads, rows in _tables(runs) if rows))
     if options.html:
@@ -141,25 +143,21 @@ def _differences(runs: Sequence[Compared]) -> _Table:
 
 
 def _write_html(path: Path, runs: Sequence[Compared]) -> None:
-    scores, validation, differences = (_html_table(*one) for one in _tables(runs))
-    keys = "".join(f'<li><i class="key s{n}"></i>{esc(one.name)}</li>' for n, one in enumerate(runs))
-    charts = []
+    networks = []
     for network in NETWORKS:
-        pair = [_chart(runs, network, "validation_loss", log=True), _chart(runs, network, "validation_f")]
-        if any(pair):
-            charts.append(f'<h3>{network}</h3><div class="charts">{"".join(pair)}</div>')
-    sections = (
-        ("Scores", scores),
-        ("Validation", validation + f'<ul class="legend">{keys}</ul>' + "".join(charts)),
-        ("Settings that differ", differences),
+        charts = [_chart(runs, network, "validation_loss", log=True), _chart(runs, network, "validation_f")]
+        if any(charts):
+            networks.append((network, charts))
+    write_page(
+        path,
+        "compare.html",
+        title="Runs beside each other",
+        names=[one.name for one in runs],
+        scores=_scores(runs),
+        validation=_validation(runs),
+        differences=_differences(runs),
+        networks=networks,
     )
-    write_page(path, "Runs beside each other", f"<p>{esc(', '.join(one.name for one in runs))}</p>", sections)
-
-
-def _html_table(heads: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return ""
-    return table(["", *heads[1:]], "".join(table_row(name, map(esc, cells)) for name, *cells in rows))
 
 
 def _chart(runs: Sequence[Compared], network: str, key: str, log: bool = False) -> str:

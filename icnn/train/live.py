@@ -16,8 +16,9 @@ from PIL import Image
 from icnn.config import Config, config_text
 from icnn.data.overlay import label_picture
 from icnn.model.network import icnn_graph
-from icnn.report.charts import count, decimals, digits, esc, figure, picture, table, table_row
-from icnn.report.page import best_of, entries_of, training_curves, write_page
+from icnn.report.formats import count
+from icnn.report.page import best_of, entries_of, training_curves
+from icnn.report.render import write_page
 from icnn.stages import NETWORKS
 from icnn.train.batches import Batch
 from icnn.train.run_folder import Run
@@ -68,8 +69,9 @@ def seconds_left(log: Sequence[Mapping[str, Any]], config: Config) -> float | No
     begun = [name for name in NETWORKS if entries_of(log, name)]
     if not begun:
         return None
+    work = {name: _work(name, config) for name in NETWORKS}
     paces = [
-        1 / (entry["images_per_second"] * _work(entry["network"], config))
+        1 / (entry["images_per_second"] * work[entry["network"]])
         for entry in log
         if entry.get("network") in begun and entry.get("images_per_second")
     ]
@@ -79,7 +81,7 @@ def seconds_left(log: Sequence[Mapping[str, Any]], config: Config) -> float | No
     for name in names[names.index(begun[-1]) :]:
         train, _ = config.for_network(name)
         done = entries_of(log, name)[-1][0] if name == begun[-1] else 0
-        ahead += max(0.0, train.steps - done) * train.batch * _work(name, config)
+        ahead += max(0.0, train.steps - done) * train.batch * work[name]
     return ahead * float(np.median(paces[-_RECENT:]))
 
 
@@ -106,43 +108,44 @@ def write_progress(the_run: Run, config: Config) -> None:
     """Write RUN/report.html for a training in progress."""
     log = the_run.read_log()
     left = seconds_left(log, config)
-    at = datetime.now().strftime("%H:%M:%S")
-    text = f"Training, as of {at}. " + (
-        f"About {duration(left)} left at this pace, then the evaluation." if left else ""
+    write_page(
+        the_run.folder / "report.html",
+        "progress.html",
+        title=f"iCNN: {the_run.folder.name}",
+        reload=_RELOAD,
+        at=datetime.now().strftime("%H:%M:%S"),
+        left=duration(left) if left else "",
+        networks=[_network(log, config, name) for name in NETWORKS],
+        sheets=_sheets(the_run),
+        training=training_curves(log),
+        config_text=config_text(config),
     )
-    sections = (
-        ("Networks", _networks(log, config)),
-        ("Validation crops", _crops(the_run)),
-        ("Training", training_curves(log)),
-        ("Configuration", f"<pre>{esc(config_text(config))}</pre>"),
-    )
-    title = f"iCNN: {the_run.folder.name}"
-    write_page(the_run.folder / "report.html", title, f"<p>{esc(text)}</p>", sections, reload=_RELOAD)
 
 
-def _networks(log: Sequence[Mapping[str, Any]], config: Config) -> str:
-    rows = []
-    for name in NETWORKS:
-        entries, (train, _) = entries_of(log, name), config.for_network(name)
-        step, last = entries[-1] if entries else (0, {})
-        best = best_of(log, name)
-        loss, speed = decimals(last.get("validation_loss")), decimals(last.get("images_per_second"), 0)
-        rows.append(table_row(name, (f"{step:,.0f} of {train.steps:,}", digits(best and best[0]), loss, speed)))
-    return table(["", "steps", "best validation F", "validation loss", "images/s"], "".join(rows))
+def _network(log: Sequence[Mapping[str, Any]], config: Config, name: str) -> dict[str, Any]:
+    """Return a network's row of the table: how far it is, how good and how fast."""
+    entries, (train, _) = entries_of(log, name), config.for_network(name)
+    step, last = entries[-1] if entries else (0, {})
+    best = best_of(log, name)
+    return {
+        "name": name,
+        "step": step,
+        "steps": train.steps,
+        "best": best and best[0],
+        "loss": last.get("validation_loss"),
+        "speed": last.get("images_per_second"),
+    }
 
 
-def _crops(the_run: Run) -> str:
-    """Return HTML with the newest sheet of crops of each network, as embedded images."""
+def _sheets(the_run: Run) -> list[dict[str, Any]]:
+    """Return the newest sheet of crops of each network: name, step and image."""
     latest: dict[str, Path] = {}
     for path in sorted((the_run.folder / "validation").glob("*.png")):
         latest[path.stem.rpartition("-")[0]] = path
-    figures = []
+    sheets = []
     for name in NETWORKS:
         if path := latest.get(name):
             with Image.open(path) as sheet:
-                image = picture(np.asarray(sheet.convert("RGB")), f"validation crops of {name}", True)
-            figures.append(figure(image, f"{name}, step {int(path.stem.rpartition('-')[2]):,}"))
-    if not figures:
-        return ""
-    text = "<p>What the network sees, its labels, the truth. Earlier ones are in validation/.</p>"
-    return f'{text}<div class="sheets">{"".join(figures)}</div>'
+                image = np.asarray(sheet.convert("RGB"))
+            sheets.append({"name": name, "step": int(path.stem.rpartition("-")[2]), "image": image})
+    return sheets

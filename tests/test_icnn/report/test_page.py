@@ -9,7 +9,8 @@ import pytest
 from icnn.classes import COLOURS, PARTS
 from icnn.data.overlay import label_picture, overlay
 from icnn.evaluate.metrics import MEASURES
-from icnn.report.charts import PAGE_CSS, Series, digits, histogram, line_chart, linear_ticks, log_ticks
+from icnn.report.charts import LINES, Series, histogram, line_chart
+from icnn.report.formats import digits
 from icnn.report.page import NETWORKS, PAPER, Example, PatchExample, PipelineExample, format_table, write_report
 
 NAME = '<b>&"x"'
@@ -258,21 +259,34 @@ def test_overlay_of_labels_of_another_size():
         overlay(np.zeros((4, 5, 3), np.uint8), np.zeros((5, 4), np.uint8))
 
 
+def tick_labels(chart):
+    """Values at the ticks of the y axis, which are the texts that end at the axis."""
+    found = re.findall(r'<text style="[^"]*text-anchor: end[^"]*" x="42.5"[^>]*>(.*?)</text>', chart)
+    return [float(label.replace("−", "-").replace(",", "")) for label in found]
+
+
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.5, 0.87), (-3, 12345), (0.871, 0.8712), (1e-9, 1.1e-9), (0, 24000)]
+    ("low", "high"), [(0, 1), (0.5, 0.87), (-3, 12345), (0.871, 0.8715), (1e-9, 1.1e-9), (0, 24000)]
 )
 def test_linear_ticks_are_few_round_and_enclose(low, high):
-    inside, around = linear_ticks(low, high), linear_ticks(low, high, outwards=True)
+    ticks = tick_labels(line_chart("loss", [Series("a", [(1, low), (2, high)])]))
     slack = 1e-6 * (high - low)
-    assert 2 <= len(inside) <= 7 and low - slack <= inside[0] and inside[-1] <= high + slack
-    assert len(around) <= 9 and around[0] <= low + slack and around[-1] >= high - slack
+    assert 2 <= len(ticks) <= 9 and ticks[0] <= low + slack and ticks[-1] >= high - slack
+    step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    assert f"{step:.6e}"[0] in "125" and np.allclose(np.diff(ticks), step, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.05, 3), (1e-12, 1e12), (0.2, 0.21), (3, 4), (1e-45, 3e38)])
 def test_log_ticks_are_few_and_inside(low, high):
-    ticks = log_ticks(low, high)
+    ticks = tick_labels(line_chart("loss", [Series("a", [(1, low), (2, high)])], log=True))
     assert 2 <= len(ticks) <= 7
-    assert low * (1 - 1e-6) <= ticks[0] and ticks[-1] <= high * (1 + 1e-6)
+    assert low / 1.1 * (1 - 1e-6) <= ticks[0] and ticks[-1] <= high * 1.1 * (1 + 1e-6)
+
+
+def paths(chart, kind):
+    """Points of each path of a class of SVG groups, (n, 2)."""
+    found = re.findall(rf'<g class="{kind}[^"]*">\s*<path d="(.*?)"', chart, re.DOTALL)
+    return [np.array(re.findall(r"[ML] (\S+) (\S+)", path), float) for path in found]
 
 
 @pytest.mark.parametrize(
@@ -286,9 +300,9 @@ def test_every_point_of_a_chart_lies_inside(values, log):
         assert log and values == [0.0]
         return
     Page(text)
-    points = re.findall(r'points="(.*?)"', text) or [",".join(re.search(r'cx="(.*?)" cy="(.*?)"', text).groups())]
-    pairs = np.array([[float(v) for v in pair.split(",")] for pair in points[0].split()])
-    assert len(pairs) <= 300
+    dot = re.search(r'<g class="dot s0">.*?<use [^>]*x="(.*?)" y="(.*?)"', text, re.DOTALL)
+    pairs = np.array([dot.groups()], float) if dot else paths(text, "line")[0]
+    assert 1 <= len(pairs) <= 300
     assert ((pairs >= (46, 26)) & (pairs <= (350, 180))).all()
 
 
@@ -296,13 +310,32 @@ def test_chart_of_nothing_is_nothing():
     assert line_chart("loss", [Series("a", [(1, None), (2, float("nan"))])]) == ""
 
 
+def test_a_chart_has_its_title_legend_and_the_page_s_colours_and_is_the_same_again():
+    def chart():
+        return line_chart("loss", [Series("training $x$", [(0, 1), (1, 2)]), Series(NAME, [(0, 2), (1, 1)], 1)])
+
+    text, parsed = chart(), Page(chart())
+    assert {"loss", "step", "training $x$", NAME} <= {word.strip() for word in parsed.words}
+    assert 'aria-label="loss over steps"' in text
+    assert [len(paths(text, f"line s{n}")) for n in (0, 1)] == [1, 1]
+    assert "var(--first)" in text and "var(--second)" in text and not re.search(r": ?#[0-9a-f]{3,6}\b", text)
+    line_chart.__globals__["_draw_lines"].cache_clear()
+    assert chart() == text
+
+
 def test_histogram_has_a_bar_for_every_filled_bin():
     text = histogram("F", [0.0, 0.1, 0.9, 1.0], [0.0, 0.25, 0.5, 0.75, 1.0], [(0.5, "median")], 2)
     Page(text)
     assert text.count('class="bar"') == 2
-    assert 'x1="198.0"' in text  # the median, halfway between 46 and 350
+    assert [bar[:, 0].min() for bar in paths(text, "bar")] == [46.5, 274.5]  # of bins from 46 and 274
+    ((start, end),) = paths(text, "mark")
+    assert start[0] == end[0] == 198  # the median, halfway between 46 and 350
+    assert ">median<" in text
 
 
-def test_the_style_knows_the_dark():
-    assert "prefers-color-scheme: dark" in PAGE_CSS
-    assert PAGE_CSS.count("{") == PAGE_CSS.count("}")
+def test_the_style_knows_the_dark(tmp_path):
+    text, _ = page(tmp_path)
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    assert "prefers-color-scheme: dark" in style
+    assert style.count("{") == style.count("}")
+    assert all(style.count(f"--{name}:") == 2 for name in ("ink", "muted", "grid", *LINES))  # light and dark

@@ -85,7 +85,7 @@ def test_the_page_has_a_line_for_each_run(tmp_path, capsys):
     runs = [make_run(tmp_path / name, 0.5 + n / 10, seed=n) for n, name in enumerate(("a", "b & c", "d"))]
     assert call(capsys, *runs, "--html", tmp_path / "page.html")[0] == 0
     page = Page((tmp_path / "page.html").read_text())
-    lines = [attributes["class"] for tag, attributes in page.tags if tag == "polyline"]
+    lines = [attributes["class"] for tag, attributes in page.tags if attributes.get("class", "").startswith("line")]
     assert lines == ["line s0", "line s1", "line s2"] * 2  # loss and F of the one network
     keys = [attributes["class"] for tag, attributes in page.tags if attributes.get("class", "").startswith("key")]
     assert keys == ["key s0", "key s1", "key s2"]
