@@ -1,4 +1,7 @@
-"""What several test files share: the backends, examples for every kernel, and a careful way to call one."""
+"""What several test files share: the backends, examples for every kernel, a careful way to call one, and a browser."""
+
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -70,3 +73,20 @@ def convolution(request, rng):
     k, c, o, plane, n = request.param
     shapes = ((n, c, *plane), (o, c, k, k), (o,), (n, o, *plane))
     return tuple(rng.standard_normal(shape) for shape in shapes)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    executable = shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        sync_playwright = None
+    if executable is None or sync_playwright is None:
+        assert "ICNN_REQUIRE_BROWSER" not in os.environ, "expected Chromium and Playwright"
+        pytest.skip("needs Chromium and Playwright")
+    with sync_playwright() as driver:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        with driver.chromium.launch(executable_path=executable, args=flags) as chromium:
+            yield chromium

@@ -261,11 +261,11 @@ def _svg(title: str, description: str, x_title: str, draw: Callable[["Axes"], No
     top : float
         Upper end of the plot area in user units.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it caches its fonts is nothing to act on
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # that it builds a font cache is nothing to act on
     file = io.StringIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # not the style of the user's own plots

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -279,23 +278,6 @@ def test_a_port_that_is_taken_is_a_line(server):
 
 
 # ---------------------------------------------------------------- the page in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium."""
-    executable = shutil.which("chromium") or shutil.which("chromium-browser")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        sync_playwright = None
-    if executable is None or sync_playwright is None:
-        assert "ICNN_REQUIRE_BROWSER" not in os.environ, "expected Chromium and Playwright"
-        pytest.skip("needs Chromium and Playwright")
-    with sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        with driver.chromium.launch(executable_path=executable, args=flags) as chromium:
-            yield chromium
 
 
 @pytest.fixture

@@ -339,3 +339,27 @@ def test_the_style_knows_the_dark(tmp_path):
     assert "prefers-color-scheme: dark" in style
     assert style.count("{") == style.count("}")
     assert all(style.count(f"--{name}:") == 2 for name in ("ink", "muted", "grid", *LINES))  # light and dark
+
+
+def test_a_browser_shows_it_on_a_phone_light_and_dark_and_asks_for_nothing(browser, tmp_path):
+    page(tmp_path, **everything())
+    colours = []
+    for scheme in ("light", "dark"):
+        with browser.new_context(viewport={"width": 360, "height": 740}, color_scheme=scheme) as context:
+            shown, requests, complaints = context.new_page(), [], []
+            shown.on("request", lambda request, seen=requests: seen.append(request.url))
+            shown.on("console", lambda line, seen=complaints: seen.append(line.text))
+            shown.goto((tmp_path / "report.html").as_uri())
+            assert [url for url in requests if not url.startswith("data:")] == [(tmp_path / "report.html").as_uri()]
+            assert complaints == []
+            assert shown.evaluate("document.documentElement.scrollWidth") <= 360
+            chart = shown.locator("svg.chart").last
+            assert chart.locator("text").all_text_contents()[-1] == "validation F"
+            line, text = chart.locator(".line path"), chart.locator("text").first
+            stroke = line.evaluate("path => getComputedStyle(path).stroke")
+            colours.append((stroke, text.evaluate("text => getComputedStyle(text).fill")))
+            assert line.bounding_box()["width"] > 250
+    assert colours == [
+        ("rgb(208, 96, 26)", "rgb(100, 104, 111)"),
+        ("rgb(240, 146, 79)", "rgb(154, 159, 167)"),
+    ]
