@@ -30,7 +30,7 @@ from numba import prange
 
 from minicnn.kernels.cpu.compile import VECTOR_REGISTERS, kernel
 from minicnn.kernels.cpu.layout import Arena, in_turn, layout, with_halo
-from minicnn.kernels.cpu.tiles import block_of, lanes, outer_tile, row, vector_places
+from minicnn.kernels.cpu.tiles import block_of, lanes, outer_tile, pointer, row, vector_places
 
 MOST_SCALARS = 9 if VECTOR_REGISTERS == 32 else 6  # output channels of a position tile with two vectors
 MOST_PIXELS = 12 if VECTOR_REGISTERS == 32 else 6  # pixels of a channel tile with two vectors
@@ -253,13 +253,16 @@ def _correlate_positions(scalars: int, vectors: int, segments: int):
             part, block, n = task % parts, task // parts % blocks, task // (parts * blocks)
             for t in range(tiles * part // parts, tiles * (part + 1) // parts):
                 top, bottom = spans[t, 0], spans[t, 1]
+                target = pointer(y, n * y_image + block * scalars * y_channel)
+                source = pointer(x, n * x_image + (top - before) * x_row - before)
+                weights = pointer(packed, (block * channels * k + top) * k * scalars)
+                run, filled = t * vectors * segments, min(scalars, out_channels - block * scalars)
                 outer_tile(
                     vectors, scalars, segments, 0, 0,
-                    y, n * y_image + block * scalars * y_channel, y_channel, y_places,
-                    x, n * x_image + (top - before) * x_row - before, (x_channel, x_row, 1), x_places,
-                    packed, (block * channels * k + top) * k * scalars, (k * k * scalars, k * scalars, scalars),
-                    t * vectors * segments, (channels, bottom - top, k),
-                    bias, block * scalars, min(scalars, out_channels - block * scalars),
+                    (target, y_channel, pointer(y_places, run), pointer(bias, block * scalars), filled),
+                    (source, (x_channel, x_row, 1), pointer(x_places, run)),
+                    (weights, (k * k * scalars, k * scalars, scalars)),
+                    (channels, bottom - top, k),
                 )  # fmt: skip
 
     return correlate
@@ -285,13 +288,14 @@ def _correlate_channels(vectors: int, scalars: int, kernel_size: int, left: int)
             own = sums[task]
             for first in range(0, w, scalars):
                 start = min(first, w - scalars)
+                weights = pointer(packed, (block * channels * k + top) * k * size)
+                source = pointer(x, n * x_image + (i + top - before) * x_row + start - before)
                 outer_tile(
                     vectors, scalars, 1, kernel_size, left,
-                    own, 0, size, places,
-                    packed, (block * channels * k + top) * k * size, (k * k * size, k * size, size), places,
-                    x, n * x_image + (i + top - before) * x_row + start - before, (x_channel, x_row, 1),
-                    0, (channels, bottom - top, k),
-                    zeros, 0, scalars,
+                    (pointer(own, 0), size, pointer(places, 0), pointer(zeros, 0), scalars),
+                    (weights, (k * k * size, k * size, size), pointer(places, 0)),
+                    (source, (x_channel, x_row, 1)),
+                    (channels, bottom - top, k),
                 )  # fmt: skip
                 for f in range(min(size, out_channels - block * size)):
                     target, shift = row(y, n, block * size + f, i), bias[block * size + f]

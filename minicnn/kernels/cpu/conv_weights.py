@@ -21,7 +21,7 @@ from numba import njit, prange
 
 from minicnn.kernels.cpu.compile import SERIAL, VECTOR_REGISTERS, kernel
 from minicnn.kernels.cpu.layout import Arena, halo_of, in_turn, layout, view, with_halo
-from minicnn.kernels.cpu.tiles import block_of, inner_tile, lane_sum, lanes, outer_tile, row, vector_places
+from minicnn.kernels.cpu.tiles import block_of, inner_tile, lane_sum, lanes, outer_tile, pointer, row, vector_places
 
 STRIP = 1024  # positions processed at a time, few enough that their data stay in the L1 cache
 
@@ -186,9 +186,8 @@ def _multiply_positions(taps: int, out_channels: int):
         for task in prange(sums.shape[0]):
             block, c = task // channels, task % channels
             o = min(block * out_channels, n_filters - out_channels)
-            new = (
-                block * out_channels - o
-            )  # the last block may begin early: it repeats `new` channels of the one before
+            # the last block may begin early: it repeats `new` channels of the one before
+            new = block * out_channels - o
             own = sums[task]
             for j in range(own.size):
                 own[j] = 0
@@ -199,13 +198,18 @@ def _multiply_positions(taps: int, out_channels: int):
                 for strip in range(strips):
                     for u in range(k):
                         for group in range(groups):
+                            shift = (u - before) * x_row - before + group * taps
+                            begin, end = ranges[strip * k + u, 0], ranges[strip * k + u, 1]
                             inner_tile(
-                                out_channels, taps,
-                                own, (u * groups + group) * size, min(images, n_images - n),
-                                dy, n * g_image + o * g_channel, g_image, g_channel,
-                                x, n * x_image + c * x_channel + (u - before) * x_row - before + group * taps, x_image,
-                                places, ranges[strip * k + u, 0], ranges[strip * k + u, 1],
-                            )  # fmt: skip
+                                out_channels,
+                                taps,
+                                pointer(own, (u * groups + group) * size),
+                                (pointer(dy, n * g_image + o * g_channel), g_image, g_channel),
+                                (pointer(x, n * x_image + c * x_channel + shift), x_image),
+                                min(images, n_images - n),
+                                pointer(places, begin),
+                                end - begin,
+                            )
                     if c == 0:
                         for image in range(n, min(n + images, n_images)):
                             for f in range(new, out_channels):
@@ -215,7 +219,7 @@ def _multiply_positions(taps: int, out_channels: int):
                 for u in range(k):
                     for v in range(k):
                         place = (u * groups + v // taps) * size
-                        dw[o + f, c, u, v] = lane_sum(own, place + (f * taps + v % taps) * lane_count)
+                        dw[o + f, c, u, v] = lane_sum(pointer(own, place + (f * taps + v % taps) * lane_count))
 
     return multiply
 
@@ -256,13 +260,14 @@ def _multiply_channels(vectors: int, taps: int):
             for u in range(k):
                 top, bottom = max(0, before - u), min(h, h + before - u)
                 for first in range(0, k, taps):
+                    gradient = pointer(turned, top * w * padded + block * size)
+                    source = pointer(x, c * x_channel + (top + u - before) * x_row - before + first)
                     outer_tile(
                         vectors, taps, 1, 0, 0,
-                        own, 0, size, places,
-                        turned, top * w * padded + block * size, (h * w * padded, w * padded, padded), places,
-                        x, c * x_channel + (top + u - before) * x_row - before + first, (x_image, x_row, 1),
-                        0, (n_images, max(0, bottom - top), w),
-                        zeros, 0, taps,
+                        (pointer(own, 0), size, pointer(places, 0), pointer(zeros, 0), taps),
+                        (gradient, (h * w * padded, w * padded, padded), pointer(places, 0)),
+                        (source, (x_image, x_row, 1)),
+                        (n_images, max(0, bottom - top), w),
                     )  # fmt: skip
                     for v in range(first, min(k, first + taps)):
                         for f in range(min(size, n_filters - block * size)):

@@ -5,11 +5,12 @@ in registers. Each intrinsic below is a Python function that emits the code of
 one tile for given compile-time sizes: a grid of vector registers, accumulated
 in a loop of loads, broadcasts and fused multiply-adds, and stored once.
 
-Offsets count elements from the first one of an array, for any shape. Bounds are
-not checked here; the callers must ensure them.
+Tiles get pointers, and offsets in elements. Bounds are not checked here; the
+callers must ensure them.
 """
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -90,13 +91,20 @@ class _Emitter:
     def const(self, value: int) -> ir.Constant:
         return self.index(value)
 
-    def data(self, array_type, array, start):
-        """Return a pointer to element `start` of a Numba array."""
-        data = self.context.make_array(array_type)(self.context, self.builder, array).data
-        return self.at(data, start)
+    def unpack(self, value) -> list:
+        """Return the elements of a tuple value; nested tuples as lists."""
+        if not isinstance(value.type, ir.LiteralStructType | ir.ArrayType):
+            return value
+        return [self.unpack(part) for part in cgutils.unpack_tuple(self.builder, value)]
 
     def at(self, pointer, offset):
         return self.builder.gep(pointer, [offset])
+
+    @contextmanager
+    def loop(self, count):
+        """Emit a loop of `count` rounds around what is emitted inside; yields the number of the round."""
+        with cgutils.for_range(self.builder, count, intp=self.index) as rounds:
+            yield rounds.index
 
     def dot(self, first: Sequence, second: Sequence):
         """Return the dot product of index values: the offset of an element in an array."""
@@ -105,9 +113,10 @@ class _Emitter:
             total = self.builder.add(total, self.builder.mul(a, b))
         return total
 
-    def place(self, array_type, array, number):
-        """Return element `number` of an integer array, as an index value."""
-        return self.builder.load(self.data(array_type, array, number))
+    def places(self, pointer, vectors: int) -> list[list]:
+        """Load the offsets at `pointer`: one for each segment of each of `vectors` vectors."""
+        runs = [[i * self.segments + g for g in range(self.segments)] for i in range(vectors)]
+        return [[self.builder.load(self.at(pointer, self.const(run))) for run in vector] for vector in runs]
 
     def load(self, pointers: Sequence):
         """Load a vector from one pointer per segment."""
@@ -149,151 +158,130 @@ class _Emitter:
         self.builder.store(self.builder.call(self._fma, [a, b, self.builder.load(slot)]), slot)
 
 
-@intrinsic(prefer_literal=True)
-def outer_tile(
-    typing_context,
-    vectors,
-    scalars,
-    segments,
-    kernel_size,
-    before,
-    y,
-    y_start,
-    y_step,
-    y_places,
-    a,
-    a_start,
-    a_strides,
-    a_places,
-    b,
-    b_start,
-    b_strides,
-    first,
-    counts,
-    bias,
-    bias_start,
-    filled,
-):
-    """Compute `vectors` x `scalars` sums of outer products, of vectors from `a` with single numbers from `b`.
-
-    Vector i consists of `segments` equal runs of consecutive elements. Run g begins at offset
-    a_places[first + i segments + g] in `a`, and at y_places[...] in `y`. For s < filled and every run (the trailing +
-    stands for adding the lane number)::
-
-        y[y_start + s y_step + y_places[...] +] = bias[bias_start + s] + sum over j < counts (three indices) of
-            a[a_start + j . a_strides + a_places[...] +] b[b_start + j . b_strides + s]
-
-    If `kernel_size` is 0, the innermost count is counts[2]. Otherwise it is the convolution's, and the numbers of
-    `b` are a whole row of pixels with `before` zeros before it and zeros after it; products with these zeros are
-    left out.
-
-    `vectors`, `scalars`, `segments`, `kernel_size` and `before` are literals. Strides and `counts` are tuples of three
-    integers. The other arguments are arrays and integers.
-    """
-    literals = (vectors, scalars, segments, kernel_size, before)
-    n_vectors, n_scalars, n_segments, n_window, n_before = (size.literal_value for size in literals)
-    index, triple = types.intp, types.UniTuple(types.intp, 3)
-    signature = types.void(
-        *literals, y, index, index, y_places, a, index, triple, a_places, b, index, triple,
-        index, triple, bias, index, index,
-    )  # fmt: skip
+@intrinsic
+def pointer(typing_context, x, start):
+    """Return a pointer to element `start` of the array x; the caller must keep the array alive."""
+    result = types.CPointer(x.dtype)
 
     def generate(context, builder, signature, arguments):
-        (_, _, _, _, _, y_, y0, y_step_, y_at, a_, a0, a_strides_, a_at, b_, b0, b_strides_,
-         first_, counts_, bias_, bias0, filled_) = arguments  # fmt: skip
-        e = _Emitter(context, builder, y.dtype, n_segments)
-        y_data, a_data, b_data = e.data(y, y_, y0), e.data(a, a_, a0), e.data(b, b_, b0)
-        bias_data = e.data(bias, bias_, bias0)
-        runs = [[builder.add(first_, e.const(i * n_segments + g)) for g in range(n_segments)] for i in range(n_vectors)]
-        sources = [[e.at(a_data, e.place(a_places, a_at, run)) for run in vector] for vector in runs]
-        sums = []
-        for s in range(n_scalars):
-            start = e.broadcast(e.at(bias_data, e.const(s)))
-            sums.append([e.register(start) for _ in range(n_vectors)])
-        a_stride, b_stride, count = (cgutils.unpack_tuple(builder, t, 3) for t in (a_strides_, b_strides_, counts_))
-        with (
-            cgutils.for_range(builder, count[0], intp=e.index) as outer,
-            cgutils.for_range(builder, count[1], intp=e.index) as middle,
-        ):
-            a_row = e.dot((outer.index, middle.index), a_stride[:2])
-            b_row = e.at(b_data, e.dot((outer.index, middle.index), b_stride[:2]))
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.gep(data, [arguments[1]])
 
-            def add_products(step, used: range) -> None:
-                offset = builder.add(a_row, builder.mul(step, a_stride[2]))
-                numbers = e.at(b_row, builder.mul(step, b_stride[2]))
-                values = [e.load([e.at(source, offset) for source in vector]) for vector in sources]
-                for s in used:
-                    number = e.broadcast(e.at(numbers, e.const(s)))
-                    for i in range(n_vectors):
-                        e.add_product(sums[s][i], number, values[i])
+    return result(x, types.intp), generate
 
-            if n_window:
-                for v in range(n_window):
-                    add_products(e.const(v), range(max(0, n_before - v), min(n_scalars, n_scalars + n_before - v)))
-            else:
-                with cgutils.for_range(builder, count[2], intp=e.index) as inner:
-                    add_products(inner.index, range(n_scalars))
-        places = [[e.place(y_places, y_at, run) for run in vector] for vector in runs]
-        for s in range(n_scalars):
-            with builder.if_then(builder.icmp_signed("<", e.const(s), filled_)):
-                line = e.at(y_data, builder.mul(e.const(s), y_step_))
-                for i in range(n_vectors):
-                    e.store(builder.load(sums[s][i]), [e.at(line, place) for place in places[i]])
+
+_PLACES, _TRIPLE = types.CPointer(types.intp), types.UniTuple(types.intp, 3)
+
+
+@intrinsic(prefer_literal=True)
+def outer_tile(typing_context, vectors, scalars, segments, kernel_size, before, y, a, b, counts):
+    """Compute `vectors` x `scalars` sums of outer products, of vectors from `a` with single numbers from `b`.
+
+    Vector i consists of `segments` equal runs of consecutive elements. Run r = i segments + g begins at a[a_places[r]],
+    and its sums at y[y_places[r]]. For s < filled and every run (the trailing + stands for adding the lane number)::
+
+        y[s y_step + y_places[r] +] = bias[s] + sum over j < counts (three indices) of
+            a[j . a_strides + a_places[r] +] b[j . b_strides + s]
+
+    If `kernel_size` is 0, the innermost count is counts[2]. Otherwise it is the convolution's, and the numbers of `b`
+    are a whole row of pixels with `before` zeros before it and zeros after it; products with these zeros are left out.
+
+    The sizes are literals. The other arguments, with a `pointer` to each array's first element, are `y`: (y, y_step,
+    y_places, bias, filled); `a`: (a, a_strides, a_places); `b`: (b, b_strides); and `counts`.
+    """
+    literals, data = (vectors, scalars, segments, kernel_size, before), y[0]
+    vectors, scalars, segments, kernel_size, before = (size.literal_value for size in literals)
+    target = types.Tuple((data, types.intp, _PLACES, data, types.intp))
+    source, numbers = types.Tuple((data, _TRIPLE, _PLACES)), types.Tuple((data, _TRIPLE))
+    signature = types.void(*literals, target, source, numbers, _TRIPLE)
+
+    def generate(context, builder, signature, arguments):
+        e = _Emitter(context, builder, data.dtype, segments)
+        target, (a_data, a_strides, a_places), (b_data, b_strides), count = (e.unpack(value) for value in arguments[5:])
+        y_data, y_step, y_places, bias, filled = target
+        sources = [[e.at(a_data, place) for place in vector] for vector in e.places(a_places, vectors)]
+        starts = [e.broadcast(e.at(bias, e.const(s))) for s in range(scalars)]
+        sums = [[e.register(start) for _ in range(vectors)] for start in starts]
+
+        def add_products(a_row, b_row, step, used: range) -> None:
+            offset = builder.add(a_row, builder.mul(step, a_strides[2]))
+            numbers = e.at(b_row, builder.mul(step, b_strides[2]))
+            values = [e.load([e.at(source, offset) for source in vector]) for vector in sources]
+            for s in used:
+                number = e.broadcast(e.at(numbers, e.const(s)))
+                for slot, value in zip(sums[s], values, strict=True):
+                    e.add_product(slot, number, value)
+
+        with e.loop(count[0]) as outer, e.loop(count[1]) as middle:
+            a_row = e.dot((outer, middle), a_strides[:2])
+            b_row = e.at(b_data, e.dot((outer, middle), b_strides[:2]))
+            for v in range(kernel_size):
+                used = range(max(0, before - v), min(scalars, scalars + before - v))
+                add_products(a_row, b_row, e.const(v), used)
+            if kernel_size == 0:
+                with e.loop(count[2]) as inner:
+                    add_products(a_row, b_row, inner, range(scalars))
+        targets = e.places(y_places, vectors)
+        for s, slots in enumerate(sums):
+            with builder.if_then(builder.icmp_signed("<", e.const(s), filled)):
+                line = e.at(y_data, builder.mul(e.const(s), y_step))
+                for slot, vector in zip(slots, targets, strict=True):
+                    e.store(builder.load(slot), [e.at(line, place) for place in vector])
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @intrinsic(prefer_literal=True)
-def inner_tile(
-    typing_context, out_channels, taps, sums, sums_start, images, g, g_start, g_image, g_step, x, x_start, x_image,
-    places, first, last
-):  # fmt: skip
-    """Accumulate vector sums of products for `out_channels` x `taps` (literals); taps are one element apart.
+def inner_tile(typing_context, out_channels, taps, sums, g, x, images, places, count):
+    """Accumulate vector sums of products for `out_channels` x `taps`; taps are one element apart.
 
     For each lane (the trailing + stands for adding the lane number)::
 
-        sums[sums_start + (f taps + v) lanes +] += sum over n < images and p = places[first] .. places[last - 1] of
-            g[g_start + n g_image + f g_step + p +] x[x_start + n x_image + v + p +]
+        sums[(f taps + v) lanes +] += sum over n < images and p = places[0] .. places[count - 1] of
+            g[n g_image + f g_step + p +] x[n x_image + v + p +]
+
+    `out_channels` and `taps` are literals. The other arguments, with a `pointer` to each array's first element, are
+    `sums`; `g`: (g, g_image, g_step); `x`: (x, x_image); `images`; `places`; and `count`.
     """
+    literals = out_channels, taps
+    out_channels, taps = (size.literal_value for size in literals)
     index = types.intp
-    signature = types.void(
-        out_channels, taps, sums, index, index, g, index, index, index, x, index, index, places, index, index
-    )
-    n_filters, n_taps = out_channels.literal_value, taps.literal_value
+    gradient, pixels = types.Tuple((sums, index, index)), types.Tuple((sums, index))
+    signature = types.void(*literals, sums, gradient, pixels, index, _PLACES, index)
 
     def generate(context, builder, signature, arguments):
-        _, _, sums_, sums0, images_, g_, g0, g_image_, g_step_, x_, x0, x_image_, places_, first_, last_ = arguments
         e = _Emitter(context, builder, sums.dtype)
-        s_data, g_data, x_data = e.data(sums, sums_, sums0), e.data(g, g_, g0), e.data(x, x_, x0)
-        homes = [[e.at(s_data, e.const((f * n_taps + v) * e.count)) for v in range(n_taps)] for f in range(n_filters)]
-        registers = [[e.register(e.load([home])) for home in line] for line in homes]
-        with cgutils.for_range(builder, images_, intp=e.index) as image:
-            g_plane = e.at(g_data, builder.mul(image.index, g_image_))
-            x_plane = e.at(x_data, builder.mul(image.index, x_image_))
-            lines = [e.at(g_plane, builder.mul(e.const(f), g_step_)) for f in range(n_filters)]
-            with cgutils.for_range_slice(builder, first_, last_, e.const(1), e.index) as (number, _):
-                place = e.place(places, places_, number)
+        sums_data, (g_data, g_image, g_step), (x_data, x_image), n_images, first, n_places = (
+            e.unpack(value) for value in arguments[2:]
+        )
+        homes = [e.at(sums_data, e.const(number * e.count)) for number in range(out_channels * taps)]
+        registers = [e.register(e.load([home])) for home in homes]
+        with e.loop(n_images) as image:
+            g_plane = e.at(g_data, builder.mul(image, g_image))
+            x_plane = e.at(x_data, builder.mul(image, x_image))
+            lines = [e.at(g_plane, builder.mul(e.const(f), g_step)) for f in range(out_channels)]
+            with e.loop(n_places) as number:
+                place = builder.load(e.at(first, number))
                 gradients = [e.load([e.at(line, place)]) for line in lines]
-                for v in range(n_taps):
-                    pixels = e.load([e.at(x_plane, builder.add(place, e.const(v)))])
-                    for f in range(n_filters):
-                        e.add_product(registers[f][v], gradients[f], pixels)
-        for line, slots in zip(homes, registers, strict=True):
-            for home, slot in zip(line, slots, strict=True):
-                e.store(builder.load(slot), [home])
+                for v in range(taps):
+                    values = e.load([e.at(x_plane, builder.add(place, e.const(v)))])
+                    for f in range(out_channels):
+                        e.add_product(registers[f * taps + v], gradients[f], values)
+        for home, register in zip(homes, registers, strict=True):
+            e.store(builder.load(register), [home])
         return context.get_dummy_value()
 
     return signature, generate
 
 
 @intrinsic
-def lane_sum(typing_context, x, start):
-    """Return the sum of the elements of the vector at x[start]."""
+def lane_sum(typing_context, x):
+    """Return the sum of the elements of the vector at the `pointer` x."""
 
     def generate(context, builder, signature, arguments):
         e = _Emitter(context, builder, x.dtype)
-        vector = e.load([e.data(x, *arguments)])
+        vector = e.load(arguments)
         while vector.type.count > 1:
             half = vector.type.count // 2
             halves = [
@@ -307,4 +295,4 @@ def lane_sum(typing_context, x, start):
             vector = builder.fadd(*halves)
         return builder.extract_element(vector, ir.IntType(32)(0))
 
-    return x.dtype(x, types.intp), generate
+    return x.dtype(x), generate
