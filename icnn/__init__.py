@@ -13,7 +13,7 @@ __all__ = ["FaceParser"]
 
 
 def __getattr__(name: str):
-    """Import `FaceParser` on first access, because the compiler of the networks is slow to load."""
+    """Import `FaceParser` on first access, because it imports NumPy and Pillow."""
     if name != "FaceParser":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from icnn.parse.parser import FaceParser

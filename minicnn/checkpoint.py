@@ -5,17 +5,21 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-try:
-    VERSION = version("icnn")
-except PackageNotFoundError:  # imported from a source tree that is not installed
-    VERSION = "unknown"
+
+def program_version() -> str:
+    """Return the version of the installed package, "unknown" in a source tree that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
+    try:
+        return version("icnn")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 class CheckpointError(ValueError):

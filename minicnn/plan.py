@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from minicnn.arrays import Arrays
-from minicnn.checkpoint import VERSION, check_fit, load_tensors, save_tensors
+from minicnn.checkpoint import check_fit, load_tensors, program_version, save_tensors
 from minicnn.graph import Graph
 from minicnn.kernels import get_backend
 from minicnn.kernels.host import cores
@@ -305,7 +305,7 @@ class Plan:
     def save(self, path: str | os.PathLike, **metadata: object) -> None:
         """Write the parameters to a safetensors file, with `metadata`, the graph's attributes and the version."""
         tensors = {name: self._kernels.download(array) for name, array in self.parameters.items()}
-        save_tensors(path, tensors, {"version": VERSION, **self.graph.attributes, **metadata})
+        save_tensors(path, tensors, {"version": program_version(), **self.graph.attributes, **metadata})
 
     def load(self, path: str | os.PathLike) -> dict[str, str]:
         """Load parameters that `save` wrote, and return the file's metadata.

@@ -36,7 +36,7 @@ class Bug(NamedTuple):
 REFERENCE, LAYERS = "minicnn/kernels/reference.py", "minicnn/layers.py"
 SCHEDULE = "minicnn/planner.py"
 GPU, GPU_DEVICE = "minicnn/kernels/cuda/backend.py", "minicnn/kernels/cuda/device.py"
-RESAMPLE, CENTRES, MODULATION = "icnn/data/resample.py", "icnn/model/centres.py", "icnn/model/modulation.py"
+RESAMPLE, CENTRES, MODULATION = "icnn/data/loops.py", "icnn/model/centres.py", "icnn/model/modulation.py"
 
 BUGS = [
     Bug(

@@ -18,7 +18,8 @@ def patch_origin(centre: np.ndarray, size: int, shape: tuple[int, int]) -> tuple
     for position, length in zip(centre, (shape[1], shape[0]), strict=True):
         exact = position - (size - 1) / 2
         below = np.floor(exact)
-        if abs(exact - below - 0.5) < 1e-6:  # a half, up to rounding errors of the scaled centre
+        # A half, up to rounding errors of the scaled centre; a power of 2, so that the comparison itself has none.
+        if abs(exact - below - 0.5) < 2**-20:
             nearest = below if exact > (length - size) / 2 else below + 1
         else:
             nearest = np.rint(exact)

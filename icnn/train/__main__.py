@@ -28,7 +28,7 @@ from icnn.synthetic.faces import synthetic_faces
 from icnn.train.batches import require_parts, shard_count
 from icnn.train.run_folder import ReadOnlyRun, Run, write_json
 from icnn.train.trainer import train_network
-from minicnn.checkpoint import VERSION
+from minicnn.checkpoint import program_version
 from minicnn.distributed import Communicator, join
 from minicnn.kernels import choose_backend
 
@@ -115,7 +115,7 @@ def require_same(comm: Communicator, config: Config, faces: str) -> None:
     for network in NETWORKS:
         shard_count(config.for_network(network)[0], comm)
     settings = config_text(replace(config, data="", threads=0))
-    for what, text in (("settings", settings), ("versions of the program", VERSION), ("faces", faces)):
+    for what, text in (("settings", settings), ("versions of the program", program_version()), ("faces", faces)):
         number = zlib.crc32(text.encode())
         if comm.all_max(number) != -comm.all_max(-number):
             raise InputError(f"expected the same {what} in all {comm.size} processes, got others in some of them")
