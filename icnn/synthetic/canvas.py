@@ -1,12 +1,4 @@
-"""Drawing tools for synthetic faces: curves, noise, colours, head pose, canvas, lighting and camera effects.
-
-Head coordinates are pixels of a 256 x 256 image before the pose is applied,
-with x to the right, y down and the origin in the middle of the face::
-
-        y  -110  top of the head        y  -40 .. 9   nose
-            -60  eyebrows                       22    mouth, x = ±25
-            -40  eyes, x = ±30                  66    chin
-"""
+"""Canvas of a synthetic face: noise, colours, head pose, painting and labels, lighting and camera effects."""
 
 from __future__ import annotations
 
@@ -15,6 +7,8 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
+
+from icnn.synthetic.shapes import mirrored, smooth
 
 
 def _colours(codes: str) -> np.ndarray:
@@ -27,48 +21,12 @@ HAIR = _colours("161212 281c16 462e1e 704a2c ba9258 dec48e 8c3e1e 807c78 d6d2cc"
 IRIS = _colours("3a2214 54361e 4a623e 4a7094 68747c")
 WHITE, BLACK = np.full(3, 250, np.float32), np.full(3, 14, np.float32)
 
+ELLIPSOID = 74, 112, 58  # radii of the head along x, y and depth, head coordinates
 Box = tuple[slice, slice]
 Shape = np.ndarray | list[np.ndarray]  # one polygon (n, 2) or several, in head coordinates
 
 
-# ---------------------------------------------------------------- curves, noise, colours
-
-
-def polyline(x: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Return points (n, 2) float64 from their coordinates; either may be a scalar."""
-    return np.stack(np.broadcast_arrays(np.asarray(x, np.float64), y), 1)
-
-
-def mirrored(x: ArrayLike, y: ArrayLike) -> np.ndarray:
-    """Return a closed polygon (n, 2), symmetric about x = 0, from its right half."""
-    half = polyline(x, y)
-    return np.concatenate([half, (half[half[:, 0] > 0] * (-1, 1))[::-1]])
-
-
-def smooth(controls: np.ndarray, steps: int = 8) -> np.ndarray:
-    """Return a closed Catmull-Rom curve through (n, 2) control points, `steps` points per segment."""
-    p0, p1, p2, p3 = (np.roll(controls, shift, 0) for shift in (1, 0, -1, -2))
-    t = (np.arange(steps) / steps)[:, None, None]
-    curve = 2 * p1 + (p2 - p0) * t + (2 * p0 - 5 * p1 + 4 * p2 - p3) * t**2 + (3 * (p1 - p2) + p3 - p0) * t**3
-    return 0.5 * curve.transpose(1, 0, 2).reshape(-1, 2)
-
-
-_TURN = np.arange(24) * (np.pi / 12)
-
-
-def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0) -> np.ndarray:
-    """Return an ellipse as a closed polygon (24, 2), its axes rotated by `angle` radians."""
-    dx, dy, c, s = rx * np.cos(_TURN), ry * np.sin(_TURN), math.cos(angle), math.sin(angle)
-    return polyline(x + dx * c - dy * s, y + dx * s + dy * c)
-
-
-def ribbon(x: ArrayLike, y: ArrayLike, width: ArrayLike) -> np.ndarray:
-    """Return the outline of a stroke with the full `width` at each point; a closed line gives a ring."""
-    line = polyline(x, y)
-    along = np.concatenate([line[1:], line[-1:]]) - np.concatenate([line[:1], line[:-1]])
-    half = np.asarray(width) / 2 / (np.hypot(along[:, 0], along[:, 1]) + 1e-9)
-    across = along[:, ::-1] * (-1, 1) * half[:, None]
-    return np.concatenate([line + across, (line - across)[::-1]])
+# ---------------------------------------------------------------- noise, colours
 
 
 def noise(rng: np.random.Generator, size: int, *cells: int) -> np.ndarray:
@@ -135,7 +93,8 @@ class Pose:
         """Map head coordinates (n, 2) to pixels, `lift` above the ellipsoid; None means in the outline's plane."""
         x, y = points[:, 0], points[:, 1]
         if lift is not None:
-            z = lift + 58 * np.sqrt(np.maximum(1 - (x / 74) ** 2 - (y / 112) ** 2, 0))
+            rx, ry, rz = ELLIPSOID
+            z = lift + rz * np.sqrt(np.maximum(1 - (x / rx) ** 2 - (y / ry) ** 2, 0))
             x = x * math.cos(self.yaw) + z * math.sin(self.yaw)
             y = y * math.cos(self.pitch) + z * math.sin(self.pitch)
         return np.stack([x, y], 1) @ (self.scale * self.turn.T) + self.shift
@@ -215,6 +174,7 @@ class Canvas:
         shape: Shape,
         colour: np.ndarray,
         alpha: float = 1.0,
+        *,
         blur: float = 0.0,
         lift: float | None = 0.0,
         clip: np.ndarray | None = None,

@@ -4,18 +4,8 @@ import math
 
 import numpy as np
 
-from icnn.synthetic.canvas import (
-    WHITE,
-    Canvas,
-    ellipse,
-    mirrored,
-    noise,
-    paint_colour,
-    polyline,
-    ribbon,
-    smooth,
-    textured,
-)
+from icnn.synthetic.canvas import WHITE, Canvas, noise, paint_colour, textured
+from icnn.synthetic.shapes import ellipse, mirrored, polyline, ribbon, smooth
 
 
 def background(c: Canvas) -> None:
@@ -34,25 +24,25 @@ def background(c: Canvas) -> None:
     for _ in range(rng.integers(0, 6)):
         (x, y), (rx, ry) = rng.uniform(-150, 150, 2), rng.uniform(5, 50, 2)
         spot = ellipse(x, y, rx, ry, rng.uniform(0, np.pi))
-        c.paint(spot, paint_colour(rng), rng.uniform(0.3, 1), rng.uniform(1, 9), None)
+        c.paint(spot, paint_colour(rng), rng.uniform(0.3, 1), blur=rng.uniform(1, 9), lift=None)
 
 
 def _distractor(c: Canvas, x: float, y: float, grow: float, alpha: float, lift: float | None) -> None:
     """Draw an unlabelled shape in the colour of a part; `grow` scales its size."""
     rng = c.rng
-    angle, kind = rng.normal(0, 0.5), rng.choice(4, p=[0.3, 0.3, 0.12, 0.28])
-    (rx, ry), look = grow * rng.uniform((8, 4), (24, 9)), (alpha, rng.uniform(0.4, 2.5), lift)
-    if kind == 0:  # lips
-        c.paint(ellipse(x, y, rx, ry, angle), c.lip, *look)
-    elif kind == 1:  # eyebrow
+    angle, kind = rng.normal(0, 0.5), rng.choice(["lips", "eyebrow", "eye", "skin"], p=[0.3, 0.3, 0.12, 0.28])
+    (rx, ry), look = grow * rng.uniform((8, 4), (24, 9)), {"alpha": alpha, "blur": rng.uniform(0.4, 2.5), "lift": lift}
+    if kind == "lips":
+        c.paint(ellipse(x, y, rx, ry, angle), c.lip, **look)
+    elif kind == "eyebrow":
         t = np.linspace(-1, 1, 9)
         curve = y + rx * (0.2 * t * t + math.sin(angle) * t)
-        c.paint(ribbon(x + rx * t, curve, ry * (1.1 - t * t)), c.hair * 0.8, *look)
-    elif kind == 2:  # eye
-        c.paint(ellipse(x, y, rx * 0.6, ry * 0.6, angle), WHITE * 0.8, *look)
-        c.paint(ellipse(x, y, ry * 0.5, ry * 0.5), c.hair * 0.8, *look)
-    else:  # skin
-        c.paint(ellipse(x, y, rx, ry * 2, angle), c.shade(rng.uniform(0.75, 1.15)), *look)
+        c.paint(ribbon(x + rx * t, curve, ry * (1.1 - t * t)), c.hair * 0.8, **look)
+    elif kind == "eye":
+        c.paint(ellipse(x, y, rx * 0.6, ry * 0.6, angle), WHITE * 0.8, **look)
+        c.paint(ellipse(x, y, ry * 0.5, ry * 0.5), c.hair * 0.8, **look)
+    else:
+        c.paint(ellipse(x, y, rx, ry * 2, angle), c.shade(rng.uniform(0.75, 1.15)), **look)
 
 
 def scatter(c: Canvas) -> None:
@@ -69,7 +59,7 @@ def blemishes(c: Canvas) -> None:
     for place in rng.permutation(places)[: rng.choice(4, p=[0.4, 0.3, 0.2, 0.1])]:
         x, y = place + rng.normal(0, 3, 2)
         if rng.random() < 0.5:
-            c.paint(ellipse(x, y, 1.6, 1.6), c.shade(0.4), 0.8, 0.5)
+            c.paint(ellipse(x, y, 1.6, 1.6), c.shade(0.4), 0.8, blur=0.5)
         else:
             _distractor(c, x, y, 0.6, rng.uniform(0.35, 0.85), 0.0)
 
@@ -80,16 +70,16 @@ def body(c: Canvas) -> None:
     top, n = rng.uniform(84, 98), 34 * c.wide / 60 * rng.uniform(0.9, 1.15)
     cloth = textured(paint_colour(rng), np.clip(1 + 0.12 * noise(rng, c.size, 4, 9), 0.5, 1.5))
     shoulders = mirrored([n + 2, 60, 108, 132, 140], top + np.array([-8, 9, 24, 56, 130]))
-    c.paint(shoulders, cloth, 1, 0.7, None)
+    c.paint(shoulders, cloth, blur=0.7, lift=None)
     collar = top + rng.uniform(8, 45)
     neck = mirrored([n, n, n * 1.1, n * 0.6, 0], [20, top - 12, top - 2, (top + collar) / 2 + 2, collar])
-    c.paint(np.add(neck, (0, 3)), cloth * 0.6, 0.7, 2, None, clip=shoulders)
-    c.paint(neck, c.shade(0.8), 1, 0.7, None)
-    c.paint(ellipse(0, 62, 46, 24), c.shade(0.45), 0.65, 6, None, clip=neck)  # shadow of the chin
+    c.paint(np.add(neck, (0, 3)), cloth * 0.6, 0.7, blur=2, lift=None, clip=shoulders)
+    c.paint(neck, c.shade(0.8), blur=0.7, lift=None)
+    c.paint(ellipse(0, 62, 46, 24), c.shade(0.45), 0.65, blur=6, lift=None, clip=neck)  # shadow of the chin
     for side in (-1, 1):
         x = side * (c.wide + 3) - 10 * math.sin(c.pose.yaw)
-        c.paint(ellipse(x, -22, 9, 19, side * 0.15), c.shade(0.86, 1.05), 1, 0, None)
-        c.paint(ellipse(x, -23, 4.5, 11, side * 0.15), c.shade(0.6), 0.6, 1.5, None)
+        c.paint(ellipse(x, -22, 9, 19, side * 0.15), c.shade(0.86, 1.05), lift=None)
+        c.paint(ellipse(x, -23, 4.5, 11, side * 0.15), c.shade(0.6), 0.6, blur=1.5, lift=None)
 
 
 def hair_texture(c: Canvas, curly: bool) -> np.ndarray:
@@ -97,7 +87,7 @@ def hair_texture(c: Canvas, curly: bool) -> np.ndarray:
     rng = c.rng
     if curly:
         return textured(c.hair, np.clip(1 + 0.3 * noise(rng, c.size, 6, 28, 64), 0.3, 1.9))
-    dx, dy = c.x - np.float32(rng.normal(0, 16)), c.y + np.float32(rng.uniform(105, 140))
+    dx, dy = c.x - np.float32(rng.normal(0, 16)), c.y + np.float32(rng.uniform(105, 140))  # from the parting
     strands = np.repeat(rng.standard_normal(181, np.float32), 4) + rng.standard_normal(724, np.float32)
     strands = np.convolve(strands, np.hanning(7).astype(np.float32) / 3, "same")
     lookup = strands[((np.arctan2(dy, dx) + np.pi) * (720 / (2 * np.pi))).astype(np.intp)]
@@ -119,7 +109,7 @@ def back_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
         low, spread = (rng.uniform(50, 150) if style == "long" else -10), rng.uniform(0.95, 1.25)
         x = np.array([0, 0.8 * spread, spread, 1.04, 0.85, 0]) * w
         shape = smooth(mirrored(x, [low, low, (low - 30) / 2, -50, -98, -116 - rng.uniform(0, 12)]))
-    c.paint(shape, texture * 0.75, 1, 0.6, None)
+    c.paint(shape, texture * 0.75, blur=0.6, lift=None)
 
 
 def front_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
@@ -135,12 +125,13 @@ def front_hair(c: Canvas, texture: np.ndarray, style: str) -> None:
     out = c.wide + rng.uniform(2, 8)
     crown = mirrored(np.array([1, 0.9, 0.55, 0]) * out, [-50, -88, -112, -119])
     shape = np.concatenate([polyline(t * c.wide * 1.02, hairline), smooth(crown)[:-8]])
-    c.paint(np.add(shape, (0, 3)), c.shade(0.35), 0.4, 3, None, clip=c.outline)  # shadow of the hair on the forehead
-    c.paint(shape, texture, 1, 0.5, None)
+    shadow = np.add(shape, (0, 3))  # on the forehead
+    c.paint(shadow, c.shade(0.35), 0.4, blur=3, lift=None, clip=c.outline)
+    c.paint(shape, texture, blur=0.5, lift=None)
     for side in (-1, 1) if style == "long" else ():
         low, width = rng.uniform(30, 120), rng.uniform(6, 17)
         x = np.array([0.5, 1.02, 1.05, 1.02, 1]) * c.wide - (0, 0, 0, width, width)
-        c.paint(smooth(polyline(side * x, [-96, -60, low, low, -30])), texture, 1, 0.6, None)
+        c.paint(smooth(polyline(side * x, [-96, -60, low, low, -30])), texture, blur=0.6, lift=None)
 
 
 def hat(c: Canvas) -> None:
@@ -149,5 +140,5 @@ def hat(c: Canvas) -> None:
     brim = c.rng.uniform(-92, -78) + 14 * t * t
     turn = np.pi / 2 * (t + 1)
     crown = polyline(0.98 * w * np.cos(turn), -96 - 38 * np.sin(turn) ** 0.8)
-    c.paint(np.concatenate([polyline(t * w, brim), crown]), colour, 1, 0.5, None)
-    c.paint(ribbon(t * w, brim - 3, 8), colour * 0.6, 0.8, 1, None)
+    c.paint(np.concatenate([polyline(t * w, brim), crown]), colour, blur=0.5, lift=None)
+    c.paint(ribbon(t * w, brim - 3, 8), colour * 0.6, 0.8, blur=1, lift=None)

@@ -1,5 +1,7 @@
 """Synthetic faces: reproducible, well labelled, like real ones, and beyond position or colour alone?"""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from icnn.errors import InputError
 from icnn.evaluate.baselines import ColourClassifier, ConstantPrior
 from icnn.synthetic import __main__ as synthetic
 from icnn.synthetic.faces import STREAMS, draw_face, face_generator, synthetic_faces
+from icnn.synthetic.shapes import Drawn, normal, uniform
 
 #: Median pixels of each part in the photographs of Helen at this scale, and the medians of its centre.
 HELEN_AREA = (290, 146, 277, 147, 1168, 224, 112, 336)
@@ -35,6 +38,17 @@ def centres(testing):
             y, x = np.nonzero(labels == part)
             row[part] = np.median(x), np.median(y)
     return centres
+
+
+def test_proportions_are_drawn_in_the_order_of_their_declaration():
+    @dataclass(frozen=True)
+    class Shape(Drawn):
+        second: float = normal(0.5, 2)
+        first: float = uniform(3, 4)
+        constant: float = 0.25
+
+    rng = np.random.default_rng(0)
+    assert Shape.draw(np.random.default_rng(0)) == Shape(rng.normal(0.5, 2), rng.uniform(3, 4), 0.25)
 
 
 def test_same_generator_state_gives_same_bytes():
