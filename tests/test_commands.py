@@ -9,16 +9,14 @@ import subprocess
 import sys
 import time
 import tomllib
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call, refused
 from PIL import Image
 
 import icnn.__main__
-import icnn.synthetic.__main__
-from icnn.cli import run
 from icnn.evaluate.metrics import MEASURES
 from icnn.stages import NETWORKS
 from minicnn.checkpoint import load_tensors
@@ -35,31 +33,11 @@ TINY = [
 ]  # fmt: skip
 
 
-def call(command, arguments, capsys):
-    """Run a command in this process: exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as stopped:
-        main = import_module(f"icnn.{command}.__main__").main
-        run(main, f"icnn.{command}", [str(argument) for argument in arguments])
-    output = capsys.readouterr()
-    return stopped.value.code or 0, output.out, output.err
-
-
-def refused(command, arguments, capsys, *words):
-    """The command exits with 2 and one line on stderr that has all the words."""
-    code, _, err = call(command, arguments, capsys)
-    assert code == 2, err
-    assert err.count("\n") == 1 and "Traceback" not in err, err
-    for word in words:
-        assert str(word) in err
-
-
 @pytest.fixture(scope="module")
 def helen(tmp_path_factory):
     """A small folder in the layout of Smith et al."""
     folder = tmp_path_factory.mktemp("faces") / "helen"
-    with pytest.raises(SystemExit) as stopped:
-        run(icnn.synthetic.__main__.main, "icnn.synthetic", ["--out", str(folder), "--count", "20", "--seed", "1"])
-    assert not stopped.value.code
+    assert call("synthetic", "--out", folder, "--count", 20, "--seed", 1)[0] == 0
     return folder
 
 
@@ -123,33 +101,33 @@ def test_training_prints_the_table_and_says_which_backend_and_why(printed):
     assert said == [], "no bars where stderr is not a terminal"
 
 
-def test_training_and_evaluation_on_a_folder_give_the_same_figures(tmp_path, helen, capsys):
+def test_training_and_evaluation_on_a_folder_give_the_same_figures(tmp_path, helen):
     folder, file = tmp_path / "run", tmp_path / "figures.json"
-    assert call("train", ["--data", helen, "--out", folder, *TINY, "--set", "evaluate.split=tuning"], capsys)[0] == 0
+    assert call("train", "--data", helen, "--out", folder, *TINY, "--set", "evaluate.split=tuning")[0] == 0
     check_schema(json.loads((folder / "evaluation.json").read_text()), "tuning", 2)
-    code, _, _ = call("train", ["--resume", folder, "--final", "--backend", "numba"], capsys)
+    code, _, _ = call("train", "--resume", folder, "--final", "--backend", "numba")
     assert code == 0
     final = json.loads((folder / "evaluation.json").read_text())
     check_schema(final, "testing", 2)
     for weights in (folder, folder / "weights"):
         arguments = ["--data", helen, "--weights", weights, "--backend", "numba", "--json", file]
-        code, out, _ = call("evaluate", arguments, capsys)
+        code, out, _ = call("evaluate", *arguments)
         assert code == 0 and "ground-truth centres" in out
         assert json.loads(file.read_text()) == final
 
 
-def test_another_seed_gives_other_weights(tmp_path, trained, capsys):
-    call("train", ["--out", tmp_path / "other", *TINY, "--set", "seed=1"], capsys)
+def test_another_seed_gives_other_weights(tmp_path, trained):
+    call("train", "--out", tmp_path / "other", *TINY, "--set", "seed=1")
     files = [folder / "weights" / "nose.safetensors" for folder in (trained, tmp_path / "other")]
     first, other = (load_tensors(file)[0]["output/conv/weight"] for file in files)
     assert not np.array_equal(first, other)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, number, capsys):
+def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, number):
     settings = [*TINY, "--set", "train.steps=12", "--set", "train.validate_every=3"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert call("train", ["--out", whole, *settings], capsys)[0] == 0
+    assert call("train", "--out", whole, *settings)[0] == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "icnn.train", "--out", str(broken), *settings],
         cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -162,7 +140,7 @@ def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, 
     assert process.returncode == 128 + number
     assert err == f"icnn.train: stopped by {signal.Signals(number).name}\n"
     assert not (broken / "evaluation.json").exists()
-    assert call("train", ["--resume", broken, "--backend", "numba"], capsys)[0] == 0
+    assert call("train", "--resume", broken, "--backend", "numba")[0] == 0
     for name in NETWORKS:
         expected, actual = (load_tensors(folder / "weights" / f"{name}.safetensors") for folder in (whole, broken))
         assert expected[1] == actual[1]
@@ -171,22 +149,20 @@ def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, 
     assert (whole / "evaluation.json").read_text() == (broken / "evaluation.json").read_text()
 
 
-def test_a_loss_that_becomes_nan_exits_with_3_and_keeps_the_state(tmp_path, capsys):
+def test_a_loss_that_becomes_nan_exits_with_3_and_keeps_the_state(tmp_path):
     with np.errstate(all="ignore"):
         code, _, err = call(
-            "train",
-            ["--out", tmp_path / "run", *TINY, "--set", "train.lr=1e38", "--set", "train.steps=20"],
-            capsys,
+            "train", "--out", tmp_path / "run", *TINY, "--set", "train.lr=1e38", "--set", "train.steps=20"
         )
     assert code == 3
     assert err.count("\n") == 1 and "train.lr" in err and "--resume" in err
     assert (tmp_path / "run" / "state" / "stage1.safetensors").exists()
 
 
-def test_a_run_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, capsys):
+def test_a_run_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("keep")
-    refused("train", ["--out", tmp_path / "run", *TINY], capsys, tmp_path / "run", "--resume")
+    refused("train", "--out", tmp_path / "run", *TINY, words=[tmp_path / "run", "--resume"])
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine.txt"]
 
 
@@ -208,10 +184,10 @@ def test_a_run_folder_that_is_not_empty_is_refused_and_left_alone(tmp_path, caps
         (["--data", "tests"], ["images"]),
     ],
 )
-def test_mistakes_in_training_are_refused(arguments, words, capsys, monkeypatch, tmp_path):
+def test_mistakes_in_training_are_refused(arguments, words, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     out = [] if "--resume" in arguments else ["--out", tmp_path / "run"]
-    refused("train", [*arguments, *out], capsys, *words)
+    refused("train", *arguments, *out, words=words)
 
 
 @pytest.mark.parametrize(
@@ -226,47 +202,43 @@ def test_mistakes_in_training_are_refused(arguments, words, capsys, monkeypatch,
         ),
     ],
 )
-def test_damaged_weights_are_named(tmp_path, trained, helen, capsys, damage, word):
+def test_damaged_weights_are_named(tmp_path, trained, helen, damage, word):
     weights = tmp_path / "weights"
     weights.mkdir()
     for name in NETWORKS:
         (weights / f"{name}.safetensors").write_bytes((trained / "weights" / f"{name}.safetensors").read_bytes())
     damage(weights / "stage1.safetensors")
-    refused("evaluate", ["--data", helen, "--weights", weights, "--backend", "numba"], capsys, word)
+    refused("evaluate", "--data", helen, "--weights", weights, "--backend", "numba", words=word)
 
 
-def test_mistakes_in_evaluation_are_refused(tmp_path, trained, helen, capsys):
-    refused("evaluate", ["--weights", trained], capsys, "--data")
-    refused("evaluate", ["--data", helen, "--weights", tmp_path / "none"], capsys, tmp_path / "none")
-    refused("evaluate", ["--data", helen, "--weights", trained, "--split", "test"], capsys, "testing")
+def test_mistakes_in_evaluation_are_refused(tmp_path, trained, helen):
+    refused("evaluate", "--weights", trained, words="--data")
+    refused("evaluate", "--data", helen, "--weights", tmp_path / "none", words=tmp_path / "none")
+    refused("evaluate", "--data", helen, "--weights", trained, "--split", "test", words="testing")
     target = tmp_path / "absent" / "figures.json"
-    refused(
-        "evaluate",
-        ["--data", helen, "--weights", trained, "--backend", "numba", "--json", target],
-        capsys,
-        "absent",
-    )
+    evaluation = ["--data", helen, "--weights", trained, "--backend", "numba"]
+    refused("evaluate", *evaluation, "--json", target, words="absent")
 
 
-def test_a_bad_photograph_stops_a_training_before_it_starts_and_is_named(tmp_path, helen, capsys):
+def test_a_bad_photograph_stops_a_training_before_it_starts_and_is_named(tmp_path, helen):
     folder = tmp_path / "bad"
     shutil.copytree(helen, folder)
     name = (folder / "exemplars.txt").read_text().split(",")[1].split()[0]
     photograph = folder / "images" / f"{name}.jpg"
     photograph.write_bytes(photograph.read_bytes()[:500])
-    refused("train", ["--data", folder, "--out", tmp_path / "run", *TINY], capsys, photograph)
+    refused("train", "--data", folder, "--out", tmp_path / "run", *TINY, words=photograph)
     assert not (tmp_path / "run").exists(), "the same command must work once the photograph is mended"
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_part_absent_from_all_faces_is_refused_before_training_and_a_warning_names_it(tmp_path, helen, capsys):
+def test_a_part_absent_from_all_faces_is_refused_before_training_and_a_warning_names_it(tmp_path, helen):
     folder = tmp_path / "noseless"
     shutil.copytree(helen, folder)
     for path in folder.glob("labels/*/*_lbl06.png"):
         with Image.open(path) as image:
             blank = Image.new("L", image.size)
         blank.save(path)
-    code, _, err = call("train", ["--data", folder, "--out", tmp_path / "run", *TINY], capsys)
+    code, _, err = call("train", "--data", folder, "--out", tmp_path / "run", *TINY)
     lines = err.splitlines()
     assert code == 2
     assert "nose" in lines[-1] and not lines[-1].startswith("Traceback")
@@ -275,8 +247,8 @@ def test_a_part_absent_from_all_faces_is_refused_before_training_and_a_warning_n
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "synthetic", "convert"])
-def test_help_names_every_option(command, capsys):
-    code, out, _ = call(command, ["--help"], capsys)
+def test_help_names_every_option(command):
+    code, out, _ = call(command, "--help")
     assert code == 0
     source = (ROOT / "icnn" / command / "__main__.py").read_text()
     for option in set(re.findall(r'"(--[a-z]+)"', source)):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call, refused
 from PIL import Image
 
 import icnn.train.__main__
-from icnn.cli import run
 from icnn.data.folder import SmithFolder
 from icnn.data.write_folder import write_face, write_split
 from icnn.synthetic.faces import synthetic_faces
@@ -43,21 +43,14 @@ def photographs(tmp_path_factory):
     return root
 
 
-def train(capsys, *arguments):
-    """Exit code and stderr of a training in this process."""
-    with pytest.raises(SystemExit) as stopped:
-        run(icnn.train.__main__.main, "icnn.train", [str(argument) for argument in arguments])
-    return stopped.value.code or 0, capsys.readouterr().err
-
-
 def states(folder):
     return {path.name: path.read_bytes() for path in sorted((folder / "state").iterdir())}
 
 
-def test_a_full_disk_stops_with_one_line_and_the_training_goes_on_later(photographs, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_stops_with_one_line_and_the_training_goes_on_later(photographs, tmp_path, monkeypatch):
     """The system's own refusal, as of a disk without room: no file may grow beyond 100 kB."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert train(capsys, "--data", photographs, "--out", whole, *TINY)[0] == 0
+    assert call("train", "--data", photographs, "--out", whole, *TINY)[0] == 0
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     validate = icnn.train.trainer.Trainer._validate
 
@@ -67,27 +60,26 @@ def test_a_full_disk_stops_with_one_line_and_the_training_goes_on_later(photogra
 
     monkeypatch.setattr(icnn.train.trainer.Trainer, "_validate", filled_up)
     try:
-        code, errors = train(capsys, "--data", photographs, "--out", broken, *TINY)
+        code, _, errors = call("train", "--data", photographs, "--out", broken, *TINY)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         monkeypatch.undo()
     assert code == 2 and "File too large" in errors and errors.count("\n") == 1
     assert not list(broken.rglob("*.unfinished"))
     assert Run(broken).load_state("stage1")[1].step == 0
-    assert train(capsys, "--resume", broken)[0] == 0
+    assert call("train", "--resume", broken)[0] == 0
     for path in (whole / "weights").iterdir():
         tensors, again = (load_tensors(folder / "weights" / path.name)[0] for folder in (whole, broken))
         assert all((tensors[key] == again[key]).all() for key in tensors)
 
 
 @pytest.mark.parametrize("place", ["file/run", "/proc/run"])
-def test_a_folder_that_cannot_be_made_is_said_before_the_training(tmp_path, capsys, place):
+def test_a_folder_that_cannot_be_made_is_said_before_the_training(tmp_path, place):
     (tmp_path / "file").touch()
-    code, errors = train(capsys, "--out", tmp_path / place, "--set", "synthetic.exemplars=2", *TINY)
-    assert code == 2 and errors.count("\n") == 1 and "run" in errors
+    refused("train", "--out", tmp_path / place, "--set", "synthetic.exemplars=2", *TINY, words="run")
 
 
-def test_photographs_that_vanish_during_a_training_are_not_missed(photographs, tmp_path, capsys, monkeypatch):
+def test_photographs_that_vanish_during_a_training_are_not_missed(photographs, tmp_path, monkeypatch):
     """They are read once, at the start."""
     copy = shutil.copytree(photographs, tmp_path / "copy")
     load_splits = icnn.train.__main__.load_splits
@@ -98,23 +90,21 @@ def test_photographs_that_vanish_during_a_training_are_not_missed(photographs, t
         return splits
 
     monkeypatch.setattr(icnn.train.__main__, "load_splits", then_gone)
-    assert train(capsys, "--data", copy, "--out", tmp_path / "run", *TINY)[0] == 0
+    assert call("train", "--data", copy, "--out", tmp_path / "run", *TINY)[0] == 0
     monkeypatch.undo()
-    code, errors = train(capsys, "--resume", tmp_path / "run")
-    assert code == 2 and str(copy) in errors and errors.count("\n") == 1
+    refused("train", "--resume", tmp_path / "run", words=str(copy))
 
 
-def test_a_training_does_not_go_on_with_other_faces(photographs, tmp_path, capsys):
+def test_a_training_does_not_go_on_with_other_faces(photographs, tmp_path):
     copy, folder = shutil.copytree(photographs, tmp_path / "copy"), tmp_path / "run"
-    assert train(capsys, "--data", copy, "--out", folder, *TINY)[0] == 0
+    assert call("train", "--data", copy, "--out", folder, *TINY)[0] == 0
     before = states(folder)
     (label,) = (copy / "labels").glob("exemplars1/*_lbl06.png")
     pixels = np.array(Image.open(label))
     Image.fromarray(255 - pixels).save(label)
-    code, errors = train(capsys, "--resume", folder)
-    assert code == 2 and "expected the exemplars and tuning images that this training began with" in errors
+    refused("train", "--resume", folder, words="expected the exemplars and tuning images that this training began with")
     assert states(folder) == before
-    assert train(capsys, "--resume", folder, "--data", photographs)[0] == 0  # the same faces, elsewhere
+    assert call("train", "--resume", folder, "--data", photographs)[0] == 0  # the same faces, elsewhere
 
 
 def test_a_photograph_that_changes_while_it_is_read_is_refused_or_whole(photographs, tmp_path):
@@ -126,7 +116,7 @@ def test_a_photograph_that_changes_while_it_is_read_is_refused_or_whole(photogra
         SmithFolder(copy).load_split("exemplars")
 
 
-def test_a_worker_that_dies_stops_the_training_and_leaves_a_state(photographs, tmp_path, capsys, monkeypatch):
+def test_a_worker_that_dies_stops_the_training_and_leaves_a_state(photographs, tmp_path, monkeypatch):
     make = Batches.make
 
     def out_of_memory(self, step, part=None):
@@ -135,11 +125,11 @@ def test_a_worker_that_dies_stops_the_training_and_leaves_a_state(photographs, t
         return make(self, step, part)
 
     monkeypatch.setattr(Batches, "make", out_of_memory)
-    code, errors = train(capsys, "--data", photographs, "--out", tmp_path / "run", *TINY)
+    code, _, errors = call("train", "--data", photographs, "--out", tmp_path / "run", *TINY)
     assert (code, errors) == (2, "icnn.train: out of memory; try fewer faces, a smaller batch, or a larger --memory\n")
     assert Run(tmp_path / "run").load_state("stage1")[1].step == 1
     monkeypatch.undo()
-    assert train(capsys, "--resume", tmp_path / "run")[0] == 0
+    assert call("train", "--resume", tmp_path / "run")[0] == 0
 
 
 def launched(*arguments):
@@ -164,10 +154,9 @@ def test_a_stated_limit_of_memory_is_kept(tmp_path):
 
 
 @pytest.mark.parametrize("size", ["much", "", "G", "-1G", "4.5G", "100M", "4T"])
-def test_sizes_that_are_none_are_refused(size, capsys):
+def test_sizes_that_are_none_are_refused(size):
     limit = resource.getrlimit(resource.RLIMIT_DATA)
-    code, errors = train(capsys, f"--memory={size}")
-    assert code == 2 and "--memory" in errors and errors.count("\n") == 1
+    refused("train", f"--memory={size}", words="--memory")
     assert resource.getrlimit(resource.RLIMIT_DATA) == limit
 
 
@@ -179,11 +168,11 @@ def test_durations_come_from_a_clock_that_never_jumps(path):
             assert (node.value.id, node.attr) not in {("time", "time"), ("time", "time_ns")}
 
 
-def test_a_clock_that_jumps_back_changes_no_training(photographs, tmp_path, capsys, monkeypatch):
-    assert train(capsys, "--data", photographs, "--out", tmp_path / "one", *TINY)[0] == 0
+def test_a_clock_that_jumps_back_changes_no_training(photographs, tmp_path, monkeypatch):
+    assert call("train", "--data", photographs, "--out", tmp_path / "one", *TINY)[0] == 0
     hours = iter(range(10**9, 0, -3600))
     monkeypatch.setattr("time.time", lambda: float(next(hours)))
-    assert train(capsys, "--data", photographs, "--out", tmp_path / "other", *TINY)[0] == 0
+    assert call("train", "--data", photographs, "--out", tmp_path / "other", *TINY)[0] == 0
     one, other = (Run(tmp_path / name).read_log() for name in ("one", "other"))
     assert [{**entry, "images_per_second": 0} for entry in one] == [
         {**entry, "images_per_second": 0} for entry in other

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import standin
 import wheels
+from commands import refused
 
-from icnn.cli import compilation_announced, run
-from icnn.train import __main__ as train
+from icnn.cli import compilation_announced
 from minicnn.kernels import BackendError, choose_backend, get_backend
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -69,12 +69,9 @@ def test_streams_that_do_not_wait_for_each_other_are_refused(monkeypatch):
         get_backend("cupy")
 
 
-def test_a_training_without_a_gpu_ends_with_one_line(capsys, tmp_path):
+def test_a_training_without_a_gpu_ends_with_one_line(tmp_path):
     standin.configure(driver=None)
-    with pytest.raises(SystemExit) as caught:
-        run(train.main, "icnn.train", ["--backend", "cupy", "--out", str(tmp_path / "run")])
-    (line,) = capsys.readouterr().err.splitlines()
-    assert caught.value.code == 2 and "no NVIDIA driver was found" in line
+    refused("train", "--backend", "cupy", "--out", tmp_path / "run", words="no NVIDIA driver was found")
     assert not (tmp_path / "run").exists()
 
 

@@ -19,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import refused
 from PIL import Image
 from stubs import coloured_face, oracle
 
-import icnn.serve.__main__
 from icnn.classes import PARTS
-from icnn.cli import run
 from icnn.parse.parser import FaceParser
 from icnn.serve.app import make_app
 from icnn.synthetic.faces import synthetic_faces
@@ -146,18 +145,13 @@ def test_wrong_methods_are_refused(client):
     ("arguments", "words"),
     [(["--port", "70000"], "65535"), (["--megabytes", "0"], "at least 1"), (["--weights", "nowhere"], "nowhere")],
 )
-def test_mistakes_are_a_line(capsys, arguments, words):
-    with pytest.raises(SystemExit) as stopped:
-        run(icnn.serve.__main__.main, "icnn.serve", ["--backend", "numpy", *arguments])
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2 and err.count("\n") == 1 and words in err
+def test_mistakes_are_a_line(arguments, words):
+    refused("serve", "--backend", "numpy", *arguments, words=words)
 
 
-def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "waitress.server", None)
-    with pytest.raises(SystemExit) as stopped:
-        run(icnn.serve.__main__.main, "icnn.serve", [])
-    assert stopped.value.code == 2 and "icnn[serve]" in capsys.readouterr().err
+    refused("serve", words="icnn[serve]")
 
 
 # ---------------------------------------------------------------- a server in a process of its own

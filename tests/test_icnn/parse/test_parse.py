@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call, refused
 from PIL import Image
 from stubs import coloured_face, oracle
 
 import icnn.parse.__main__
 from icnn.classes import COLOURS, PARTS
-from icnn.cli import run
 from icnn.parse.__main__ import chosen_parts
 from icnn.parse.files import list_inputs
 
 ROOT = Path(__file__).parents[3]
+PARSE = ("parse", "--backend", "numpy")
 ENDINGS = (".json", "_labels.png", "_overlay.png")
 
 
@@ -27,14 +28,6 @@ ENDINGS = (".json", "_labels.png", "_overlay.png")
 def oracles(request, monkeypatch):
     """Networks that know the coloured faces."""
     monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
-
-
-def call(capsys, *arguments):
-    """Run the command in this process: exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as stopped:
-        run(icnn.parse.__main__.main, "icnn.parse", ["--backend", "numpy", *map(str, arguments)])
-    output = capsys.readouterr()
-    return stopped.value.code or 0, output.out, output.err
 
 
 def photograph(path, **face):
@@ -54,9 +47,9 @@ def whole(*stems):
 # ---------------------------------------------------------------- what is written
 
 
-def test_a_photograph_gets_its_labels_overlay_and_description(tmp_path, capsys):
+def test_a_photograph_gets_its_labels_overlay_and_description(tmp_path):
     source = photograph(tmp_path / "one.png")
-    assert call(capsys, source, "--out", tmp_path / "out") == (0, "", "")
+    assert call(*PARSE, source, "--out", tmp_path / "out") == (0, "", "")
     assert results(tmp_path / "out") == whole("one")
     with Image.open(tmp_path / "out" / "one_labels.png") as image:
         assert image.mode == "P" and image.size == (256, 256)
@@ -78,36 +71,36 @@ def test_a_photograph_gets_its_labels_overlay_and_description(tmp_path, capsys):
         assert 0 < one["confidence"] <= 1
 
 
-def test_chosen_parts_are_a_mask(tmp_path, capsys):
+def test_chosen_parts_are_a_mask(tmp_path):
     source = photograph(tmp_path / "one.png")
-    assert call(capsys, source, "--out", tmp_path, "--parts", "lips,nose")[0] == 0
+    assert call(*PARSE, source, "--out", tmp_path, "--parts", "lips,nose")[0] == 0
     labels = np.asarray(Image.open(tmp_path / "one_labels.png"))
     mask = np.asarray(Image.open(tmp_path / "one_mask.png"))
     assert (mask == 255 * np.isin(labels, (5, 6, 8))).all() and mask.any()
 
 
-def test_a_face_that_is_given_is_parsed_there(tmp_path, capsys):
+def test_a_face_that_is_given_is_parsed_there(tmp_path):
     wide = np.zeros((300, 900, 3), np.uint8)
     wide[20:276, 600:856] = coloured_face().image
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    assert call(capsys, tmp_path / "wide.png", "--out", tmp_path, "--face", "665,85,130,130")[0] == 0
+    assert call(*PARSE, tmp_path / "wide.png", "--out", tmp_path, "--face", "665,85,130,130")[0] == 0
     described = json.loads((tmp_path / "wide.json").read_text())
     assert described["faces"][0]["box"] == [665, 85, 130, 130]
     assert 700 < described["faces"][0]["parts"]["nose"]["center"][0] < 760
 
 
-def test_detection_is_what_is_asked(tmp_path, capsys, monkeypatch):
+def test_detection_is_what_is_asked(tmp_path, monkeypatch):
     from icnn.data.face_box import Box
 
     monkeypatch.setattr("icnn.parse.detect.detector", lambda: lambda _: [Box(133, 130, 128)])
     source = photograph(tmp_path / "one.png")
-    assert call(capsys, source, "--out", tmp_path, "--detect")[0] == 0
+    assert call(*PARSE, source, "--out", tmp_path, "--detect")[0] == 0
     assert len(json.loads((tmp_path / "one.json").read_text())["faces"]) == 1
 
 
-def test_no_face_is_a_line_and_an_empty_list(tmp_path, capsys):
+def test_no_face_is_a_line_and_an_empty_list(tmp_path):
     Image.new("L", (30, 20)).save(tmp_path / "wall.png")
-    code, _, err = call(capsys, tmp_path / "wall.png", "--out", tmp_path)
+    code, _, err = call(*PARSE, tmp_path / "wall.png", "--out", tmp_path)
     assert code == 0 and err == f"icnn.parse: {tmp_path / 'wall.png'}: no face found\n"
     assert json.loads((tmp_path / "wall.json").read_text())["faces"] == []
     assert not np.asarray(Image.open(tmp_path / "wall_labels.png")).any()
@@ -116,7 +109,7 @@ def test_no_face_is_a_line_and_an_empty_list(tmp_path, capsys):
 # ---------------------------------------------------------------- folders
 
 
-def test_a_folder_is_parsed_past_what_is_no_photograph(tmp_path, capsys):
+def test_a_folder_is_parsed_past_what_is_no_photograph(tmp_path):
     folder = tmp_path / "in"
     for name in ("a.png", "b.BMP", "deep/er/c with blanks.png", "日本.webp"):
         photograph(folder / name)
@@ -126,7 +119,7 @@ def test_a_folder_is_parsed_past_what_is_no_photograph(tmp_path, capsys):
     (folder / "deep" / "half.png").write_bytes((folder / "a.png").read_bytes()[:300])
     (folder / "deep" / "loop").symlink_to(folder)
     (folder / "dangling.png").symlink_to(tmp_path / "nowhere.png")
-    code, _, err = call(capsys, folder, "--out", tmp_path / "out", "--batch", 2)
+    code, _, err = call(*PARSE, folder, "--out", tmp_path / "out", "--batch", 2)
     assert code == 2 and "Traceback" not in err
     assert results(tmp_path / "out") == whole("a", "b", "deep/er/c with blanks", "日本")
     lines = err.splitlines()
@@ -134,7 +127,7 @@ def test_a_folder_is_parsed_past_what_is_no_photograph(tmp_path, capsys):
     assert len(lines) == 5 and lines[-1] == "icnn.parse: 4 of 8 photographs could not be parsed"
 
 
-def test_photographs_that_vanish_cost_nothing_else(tmp_path, capsys, monkeypatch):
+def test_photographs_that_vanish_cost_nothing_else(tmp_path, monkeypatch):
     for name in ("a", "b", "c"):
         photograph(tmp_path / "in" / f"{name}.png")
     read = icnn.parse.__main__.read_image
@@ -144,28 +137,28 @@ def test_photographs_that_vanish_cost_nothing_else(tmp_path, capsys, monkeypatch
         return read(path)
 
     monkeypatch.setattr("icnn.parse.__main__.read_image", read_after_a_while)
-    code, _, err = call(capsys, tmp_path / "in", "--out", tmp_path / "out")
+    code, _, err = call(*PARSE, tmp_path / "in", "--out", tmp_path / "out")
     assert code == 2 and "b.png: expected" in err
     assert results(tmp_path / "out") == whole("a", "c")
 
 
-def test_what_was_done_is_left_out_when_asked(tmp_path, capsys):
+def test_what_was_done_is_left_out_when_asked(tmp_path):
     sources = [photograph(tmp_path / "in" / f"{name}.png") for name in "abc"]
     out = tmp_path / "out"
-    assert call(capsys, tmp_path / "in", "--out", out)[0] == 0
+    assert call(*PARSE, tmp_path / "in", "--out", out)[0] == 0
     (out / "b.json").unlink()  # a kill before its last result
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     sources[0].write_text("not looked at")
-    assert call(capsys, tmp_path / "in", "--out", out, "--resume") == (0, "", "")
+    assert call(*PARSE, tmp_path / "in", "--out", out, "--resume") == (0, "", "")
     written = [path.name for path in out.iterdir() if before.get(path) != path.stat().st_mtime_ns]
     assert sorted(written) == whole("b")
-    assert call(capsys, tmp_path / "in", "--out", out, "--resume") == (0, "", "")
+    assert call(*PARSE, tmp_path / "in", "--out", out, "--resume") == (0, "", "")
 
 
-def test_results_are_not_parsed_again(tmp_path, capsys):
+def test_results_are_not_parsed_again(tmp_path):
     photograph(tmp_path / "one.png")
     for _ in range(2):
-        assert call(capsys, tmp_path, "--out", tmp_path / "out", "--parts", "all")[0] == 0
+        assert call(*PARSE, tmp_path, "--out", tmp_path / "out", "--parts", "all")[0] == 0
         shutil.copytree(tmp_path / "out", tmp_path / "elsewhere", dirs_exist_ok=True)
     assert results(tmp_path / "out") == sorted([*whole("one"), "one_mask.png"])
 
@@ -257,10 +250,9 @@ def test_each_process_has_its_own_photographs_whatever_comes_and_goes(tmp_path):
         (["--batch", "0"], "at least 1"),
     ],
 )
-def test_mistakes_are_a_line_and_write_nothing(tmp_path, capsys, arguments, words):
+def test_mistakes_are_a_line_and_write_nothing(tmp_path, arguments, words):
     source = photograph(tmp_path / "one.png")
-    code, _, err = call(capsys, source, "--out", tmp_path / "out", *arguments)
-    assert code == 2 and err.count("\n") == 1 and words in err
+    refused(*PARSE, source, "--out", tmp_path / "out", *arguments, words=words)
     assert not (tmp_path / "out").exists() or results(tmp_path / "out") == []
 
 
@@ -273,21 +265,19 @@ def test_mistakes_are_a_line_and_write_nothing(tmp_path, capsys, arguments, word
         (lambda path: path.mkdir(), "expected photographs"),
     ],
 )
-def test_an_input_that_is_none_is_a_line(tmp_path, capsys, make, words):
+def test_an_input_that_is_none_is_a_line(tmp_path, make, words):
     path = tmp_path / "one.jpg"
     make(path)
-    code, _, err = call(capsys, path, "--out", tmp_path / "out")
-    assert code == 2 and err.count("\n") == 1 and words in err
+    refused(*PARSE, path, "--out", tmp_path / "out", words=words)
 
 
-def test_a_photograph_beyond_the_limit_is_refused(tmp_path, capsys, monkeypatch):
+def test_a_photograph_beyond_the_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    code, _, err = call(capsys, photograph(tmp_path / "one.png"), "--out", tmp_path / "out")
-    assert code == 2 and "at most 10000 pixels" in err
+    refused(*PARSE, photograph(tmp_path / "one.png"), "--out", tmp_path / "out", words="at most 10000 pixels")
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
-def test_photographs_of_any_mode_are_parsed(tmp_path, capsys, mode):
+def test_photographs_of_any_mode_are_parsed(tmp_path, mode):
     image = Image.fromarray(coloured_face().image)
     image = (
         Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
@@ -296,18 +286,17 @@ def test_photographs_of_any_mode_are_parsed(tmp_path, capsys, mode):
     )
     path = tmp_path / ("one.tif" if mode == "CMYK" else "one.png")
     image.save(path)
-    assert call(capsys, path, "--out", tmp_path / "out")[0] == 0
+    assert call(*PARSE, path, "--out", tmp_path / "out")[0] == 0
     assert results(tmp_path / "out") == whole("one")
 
 
-def test_a_folder_that_cannot_be_made_is_a_line(tmp_path, capsys):
+def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):
     source = photograph(tmp_path / "one.png")
     (tmp_path / "file").touch()
-    code, _, err = call(capsys, source, "--out", tmp_path / "file" / "out")
-    assert code == 2 and err.count("\n") == 1 and "try another --out" in err
+    refused(*PARSE, source, "--out", tmp_path / "file" / "out", words="try another --out")
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     for name in ("a", "b"):
         photograph(tmp_path / "in" / f"{name}.png")
 
@@ -316,8 +305,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, capsys, monkeypatch):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Image.Image, "save", full)
-    code, _, err = call(capsys, tmp_path / "in", "--out", tmp_path / "out")
-    assert code == 2 and err.count("\n") == 1 and "No space left on device" in err
+    refused(*PARSE, tmp_path / "in", "--out", tmp_path / "out", words="No space left on device")
     assert results(tmp_path / "out") == []
 
 

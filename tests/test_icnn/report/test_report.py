@@ -5,9 +5,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from commands import call, refused
 
-import icnn.report.__main__
-from icnn.cli import run
 from icnn.config import Config, flat, load_config
 from icnn.evaluate.metrics import MEASURES
 from icnn.report.__main__ import names_of
@@ -28,17 +27,10 @@ def make_run(folder, f=0.8, finished=True, **settings):
     return folder
 
 
-def call(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        run(icnn.report.__main__.main, "icnn.report", list(map(str, arguments)))
-    output = capsys.readouterr()
-    return stopped.value.code or 0, output.out, output.err
-
-
-def test_runs_stand_beside_each_other(tmp_path, capsys):
+def test_runs_stand_beside_each_other(tmp_path):
     first = make_run(tmp_path / "first", 0.812)
     other = make_run(tmp_path / "other", 0.7, finished=False, seed=7)
-    code, out, _ = call(capsys, first, other)
+    code, out, _ = call("report", first, other)
     assert code == 0
     scores, validation, differences = (block.splitlines() for block in out.strip().split("\n\n"))
     assert scores[1].split() == ["first", "tuning", *[".812"] * len(MEASURES)]
@@ -47,16 +39,16 @@ def test_runs_stand_beside_each_other(tmp_path, capsys):
     assert [line.split() for line in differences[1:]] == [["seed", "0", "7"]]
 
 
-def test_one_run_and_equal_runs_have_no_differences(tmp_path, capsys):
+def test_one_run_and_equal_runs_have_no_differences(tmp_path):
     first, other = make_run(tmp_path / "first"), make_run(tmp_path / "other")
     for runs in ((first,), (first, other)):
-        assert "settings that differ" not in call(capsys, *runs)[1]
+        assert "settings that differ" not in call("report", *runs)[1]
 
 
-def test_settings_of_single_networks_differ_too(tmp_path, capsys):
+def test_settings_of_single_networks_differ_too(tmp_path):
     first = make_run(tmp_path / "first")
     other = make_run(tmp_path / "other", only={"eye": {"train": {"lr": 0.5}}})
-    assert "eye.train.lr" in call(capsys, first, other)[1]
+    assert "eye.train.lr" in call("report", first, other)[1]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path):
@@ -81,9 +73,9 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def test_the_page_has_a_line_for_each_run(tmp_path, capsys):
+def test_the_page_has_a_line_for_each_run(tmp_path):
     runs = [make_run(tmp_path / name, 0.5 + n / 10, seed=n) for n, name in enumerate(("a", "b & c", "d"))]
-    assert call(capsys, *runs, "--html", tmp_path / "page.html")[0] == 0
+    assert call("report", *runs, "--html", tmp_path / "page.html")[0] == 0
     page = Page((tmp_path / "page.html").read_text())
     lines = [attributes["class"] for tag, attributes in page.tags if attributes.get("class", "").startswith("line")]
     assert lines == ["line s0", "line s1", "line s2"] * 2  # loss and F of the one network
@@ -103,13 +95,12 @@ def test_the_page_has_a_line_for_each_run(tmp_path, capsys):
         ([], "RUN"),
     ],
 )
-def test_mistakes_are_a_line(tmp_path, monkeypatch, capsys, arguments, words):
+def test_mistakes_are_a_line(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     make_run(tmp_path / "whole")
     (make_run(tmp_path / "damaged") / "evaluation.json").write_text("{")
-    code, _, err = call(capsys, *arguments)
-    assert code == 2 and err.count("\n") == 1 and words in err
+    refused("report", *arguments, words=words)
     assert not (tmp_path / "page.html").exists()
 
 
