@@ -1,12 +1,16 @@
 """On-disk cache of compiled functions that stays correct if several processes compile at once."""
 
 import logging
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
 try:
     from filelock import FileLock
@@ -78,3 +82,60 @@ def cached(**options: Any) -> Callable[[Callable], Any]:
         return dispatcher
 
     return decorate
+
+
+class _OfCall(_InTurn):
+    """Cache of a function that closes over others: Numba would identify those by numbers that change at each start.
+
+    Parameters
+    ----------
+    numbas : FunctionCache
+    key : str
+        What tells this function's specialisations apart.
+    """
+
+    def __init__(self, numbas, key: str):
+        super().__init__(numbas)
+        numbas._index_key = lambda signature, codegen: (signature, codegen.magic_tuple(), key)
+
+
+def compile_call(function: Callable, signature: Any, options: dict[str, Any], key: str, name: str) -> int:
+    """Compile a function to a C function, or load it, and return its address.
+
+    Parameters
+    ----------
+    function : callable
+        Its file and qualified name identify it in the cache.
+    signature : numba signature
+    options : dict
+        Options of ``numba.njit``.
+    key : str
+        What tells the functions with this name apart.
+    name : str
+        What the log says is compiled; loading from the cache logs nothing.
+    """
+    call: Any = CFunc(function, normalize_signature(signature), {}, options)
+    if FileLock is None:
+        _warn("two processes could mix them up without filelock", "pip install filelock")
+    else:
+        try:
+            call._cache = _OfCall(FunctionCache(function), key)
+        except RuntimeError:  # "cannot cache function ...: no locator available for file ..."
+            _warn("no folder can be written to")
+    uncached = call._compile_uncached
+
+    def compile_uncached():
+        logger.info("compiling %s", name)
+        start = time.perf_counter()
+        result = uncached()
+        logger.info("compiled %s in %.1f s", name, time.perf_counter() - start)
+        return result
+
+    call._compile_uncached = compile_uncached
+    call.compile()
+    _KEPT.append(call)
+    return call.address
+
+
+#: Compiled functions live as long as the process: their addresses are in use.
+_KEPT: list[Any] = []

@@ -1,32 +1,31 @@
-"""Compilation and execution of the kernels with Numba: vector width, threads, types, vectorisable arithmetic."""
+"""Compilation and execution of the kernels with Numba: vector width, threads, types."""
 
 import ctypes
 import hashlib
-import logging
-import math
+import inspect
 import os
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import update_wrapper
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import get_num_threads, njit, set_parallel_chunksize, types
-from numba.core import config, event
+from numba import get_num_threads, njit, prange, set_parallel_chunksize, types
+from numba.core import config
 from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
+from numba.np.ufunc import get_thread_id
 
 from minicnn.kernels import signatures
-from minicnn.kernels.cpu.cache import cached
+from minicnn.kernels.cpu.cache import cached, compile_call
 
 #: "contract" lets LLVM fuse a * b + c, "reassoc" lets it vectorise sums. NaN and infinities stay correct.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 SERIAL: dict[str, Any] = {"fastmath": _FAST, "error_model": "numpy", "nogil": True}
-
-logger = logging.getLogger("minicnn.kernels")
 
 # ---- vectors
 
@@ -95,53 +94,66 @@ _load_tbb()
 #: Hash of all sources in this folder. Numba's cache checks only the file of a function, not those of its callees.
 _FINGERPRINT = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
 
-_PORTIONS = 8  # chunks per thread into which the tasks of a loop are divided
+_PORTIONS = 8  # portions per thread into which the tasks of a call are divided
 
 #: Words in `kernel` signatures whose type does not depend on the float type.
 _TYPES = {
     "int": types.intp,
     "bool": types.boolean,
-    "triple": types.UniTuple(types.intp, 3),
     "places": types.Array(types.intp, 1, "C"),
     "table": types.Array(types.intp, 2, "C"),
     "labels": types.Array(types.int32, 3, "C"),
 }
 
+_Call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_ssize_t] * 3)
+
 
 class Kernel:
-    """Kernel function, compiled or loaded from Numba's cache at its first call with each float type.
+    """Kernel function, compiled or loaded from the cache at its first call with each float type.
+
+    The function takes (first task, end of the tasks, number of the thread) before its arguments; `tasks` returns the
+    number of tasks for given arguments. Threads take the tasks in small portions, so that a thread delayed by another
+    process does not delay all. The functions themselves are serial: Numba needs three times as long to compile one
+    with a prange loop, so there is only one such loop, `_share`.
 
     The signature names the type of each argument: "planes" for float arrays (N, C, H, W) of any strides; "flat" (1-d),
     "flat2" (2-d), "pixels" (3-d), "weights" (4-d), "packed" (5-d) and "number" (0-d) for C-contiguous float arrays;
     "float" for a scalar; and the words in `_TYPES`. Contiguous arrays and planes with a halo have the same type, so
     that one compilation serves both.
-
-    Threads take the tasks of the function's prange loop in small chunks, so that a thread delayed by another process
-    does not delay all. `tasks` returns the number of tasks for given arguments; None means there is no parallel loop.
     """
 
-    def __init__(self, function: Callable, signature: str, tasks: Callable[..., int] | None):
+    def __init__(self, function: Callable, signature: str, tasks: Callable[..., int]):
         update_wrapper(self, function)
-        function.__qualname__ += f"-{_FINGERPRINT.hexdigest()[:12]}"  # becomes a part of the cache's file name
+        parameters = list(inspect.signature(function).parameters.values())
+        self.__signature__ = inspect.Signature(parameters[1:])  # what callers give
         self._function = function
         self._signature = signature.split()
-        self._options: dict[str, Any] = {**SERIAL, "parallel": tasks is not None}
         self._tasks = tasks
-        self._compiled: dict[str, Callable] = {}
+        self._compiled: dict[str, Any] = {}
 
-    def __call__(self, first: np.ndarray, *arguments) -> None:
-        compiled = self._compiled.get(first.dtype.char) or self._compile(first.dtype.char)
-        if self._tasks is None:
-            compiled(first, *arguments)
-            return
-        portions = _PORTIONS * get_num_threads()
-        before = set_parallel_chunksize(max(1, self._tasks(first, *arguments) // portions))
-        try:
-            compiled(first, *arguments)
-        finally:
-            set_parallel_chunksize(before)
+    def __call__(self, *arguments) -> None:
+        self.bind(*arguments)()
 
-    def _compile(self, char: str) -> Callable:
+    def bind(self, *arguments) -> Callable[[], None]:
+        """Return the call with these arguments, whose addresses and sizes are packed once."""
+        char, count = arguments[0].dtype.char, self._tasks(*arguments)
+        packed = np.array([number for argument in arguments for number in _numbers(argument)], np.int64)
+
+        def run(_arguments=arguments) -> None:  # the arrays must live as long as their addresses are used
+            call = self._compiled.get(char) or self._compile(char)
+            threads = get_num_threads()
+            if threads == 1 or count < 2:
+                call.function(packed.ctypes.data, 0, count, 0)
+                return
+            before = set_parallel_chunksize(1)
+            try:
+                _share(call.address, packed.ctypes.data, count, min(count, _PORTIONS * threads))
+            finally:
+                set_parallel_chunksize(before)
+
+        return run
+
+    def _compile(self, char: str) -> "_Compiled":
         real = {"f": types.float32, "d": types.float64}[char]
         kinds = _TYPES | {
             "float": real,
@@ -153,31 +165,98 @@ class Kernel:
             "flat2": types.Array(real, 2, "C"),
             "number": types.Array(real, 0, "C"),
         }
-        signature = types.void(*(kinds[kind] for kind in self._signature))
-        with event.install_listener("numba:compile", _Notice(self._function.__name__, str(real))):
-            compiled = cached(**self._options)(self._function)
-            compiled.compile(signature)
-            compiled.disable_compile()
-        self._compiled[char] = compiled
-        return compiled
+        unpack = _unpacking([kinds[kind] for kind in self._signature])
+        body = njit(**SERIAL)(self._function)
+
+        def call(arguments, first, end, thread):
+            body((first, end, thread), *unpack(arguments))
+
+        # becomes a part of the file's name in the cache
+        module = self._function.__module__.rpartition(".")[2]
+        call.__qualname__ = f"{module}.{self._function.__qualname__}-{_FINGERPRINT.hexdigest()[:12]}"
+        constants = [cell.cell_contents for cell in self._function.__closure__ or ()]
+        address = compile_call(call, _CALL, SERIAL, f"{real} {constants}", f"{self._function.__name__} for {real}")
+        self._compiled[char] = _Compiled(address, _Call(address))
+        return self._compiled[char]
 
 
-class _Notice(event.Listener):
-    """Listener that logs the compilation of one kernel, callees included; loading from the cache logs nothing."""
+class _Compiled(NamedTuple):
+    address: int
+    function: Callable
 
-    def __init__(self, name: str, dtype: str):
-        self._what = f"{name} for {dtype}"
-        self._starts: list[float] = []
 
-    def on_start(self, event) -> None:
-        if not self._starts:
-            logger.info("compiling %s", self._what)
-        self._starts.append(time.perf_counter())
+_ARGUMENTS = types.CPointer(types.int64)
+_CALL = types.void(_ARGUMENTS, types.intp, types.intp, types.intp)
 
-    def on_end(self, event) -> None:
-        start = self._starts.pop()
-        if not self._starts:
-            logger.info("compiled %s in %.1f s", self._what, time.perf_counter() - start)
+
+def _numbers(argument) -> list[int]:
+    """Return an argument as integers: address, shape and strides of an array, the bits of a float."""
+    if isinstance(argument, np.ndarray):
+        return [argument.ctypes.data, *argument.shape, *argument.strides]
+    if isinstance(argument, float | np.floating):
+        return [np.float64(argument).view(np.int64).item()]
+    return [int(argument)]
+
+
+def _unpacking(kinds: Sequence[types.Type]):
+    """Return a function for kernels that makes a tuple of `kinds` from the integers of `_numbers`."""
+
+    @intrinsic
+    def unpack(typing_context, arguments):
+        result = types.Tuple(kinds)
+
+        def generate(context, builder, signature, values):
+            places = count()
+
+            def number():
+                return builder.load(builder.gep(values[0], [ir.IntType(64)(next(places))]))
+
+            parts = []
+            for kind in kinds:
+                if isinstance(kind, types.Array):
+                    array = context.make_array(kind)(context, builder)
+                    data = builder.inttoptr(number(), context.get_value_type(kind.dtype).as_pointer())
+                    shape, strides = ([number() for _ in range(kind.ndim)] for _ in range(2))
+                    size = context.get_constant(types.intp, kind.dtype.bitwidth // 8)
+                    populate_array(array, data=data, shape=shape, strides=strides, itemsize=size, meminfo=None)
+                    parts.append(array._getvalue())
+                elif isinstance(kind, types.Float):
+                    double = builder.bitcast(number(), ir.DoubleType())
+                    parts.append(context.cast(builder, double, types.float64, kind))
+                else:
+                    parts.append(context.cast(builder, number(), types.int64, kind))
+            return context.make_tuple(builder, result, parts)
+
+        return result(arguments), generate
+
+    return unpack
+
+
+@intrinsic
+def _invoke(typing_context, address, arguments, first, end, thread):
+    """Call a compiled `Kernel` at an address."""
+
+    def generate(context, builder, signature, values):
+        word, text = ir.IntType(64), ir.IntType(64).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [text, word, word, word]).as_pointer()
+        function = builder.inttoptr(values[0], kind)
+        builder.call(function, [builder.inttoptr(values[1], text), *values[2:]])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), generate
+
+
+@cached(nogil=True, parallel=True)
+def _share(address, arguments, tasks, portions):
+    """Run a kernel's tasks on all threads, which take one portion after the other."""
+    for portion in prange(portions):
+        first, end = tasks * portion // portions, tasks * (portion + 1) // portions
+        _invoke(address, arguments, first, end, get_thread_id())
+
+
+def one(*_) -> int:
+    """Return 1: the kernel does all in one task."""
+    return 1
 
 
 def one_a_plane(x: np.ndarray, *_) -> int:
@@ -186,7 +265,7 @@ def one_a_plane(x: np.ndarray, *_) -> int:
 
 
 def kernel(
-    signature: str, tasks: Callable[..., int] | None = one_a_plane, workspace: Callable[..., int] | None = None
+    signature: str, tasks: Callable[..., int] = one_a_plane, workspace: Callable[..., int] | None = None
 ) -> Callable[[Callable], Kernel]:
     """Make a `Kernel` of a function (decorator); one of the signature table gets its docstring from there.
 
@@ -194,8 +273,8 @@ def kernel(
     ----------
     signature : str
         Types of the arguments, separated by spaces; see `Kernel`.
-    tasks : callable or None
-        Return the number of tasks of the prange loop for given arguments; None if there is no such loop.
+    tasks : callable
+        Return the number of tasks for given arguments.
     workspace : callable or None
         Workspace rule, as in `minicnn.kernels.signatures.kernel`.
     """
@@ -206,79 +285,3 @@ def kernel(
         return Kernel(function, signature, tasks)
 
     return make
-
-
-# ---- arithmetic
-
-
-@intrinsic
-def like(typing_context, value, example):
-    """Cast `value` to the type of `example`: a plain Python constant would promote float32 arithmetic to float64."""
-
-    def generate(context, builder, signature, arguments):
-        return context.cast(builder, arguments[0], signature.args[0], signature.return_type)
-
-    return example(value, example), generate
-
-
-@intrinsic
-def is_single(typing_context, x):
-    """Return True if x is a float32; a constant at compile time."""
-
-    def generate(context, builder, signature, arguments):
-        return context.get_constant(types.boolean, x is types.float32)
-
-    return types.boolean(x), generate
-
-
-@intrinsic
-def power_of_two(typing_context, exponent):
-    """Return 2^exponent, built from its bit pattern; `exponent` is an integer-valued float in the normal range."""
-    bits, bias, mantissa = (32, 127, 23) if exponent is types.float32 else (64, 1023, 52)
-
-    def generate(context, builder, signature, arguments):
-        integer = ir.IntType(bits)
-        value = builder.fptosi(arguments[0], integer)
-        value = builder.shl(builder.add(value, integer(bias)), integer(mantissa))
-        return builder.bitcast(value, ir.FloatType() if bits == 32 else ir.DoubleType())
-
-    return exponent(exponent), generate
-
-
-_LOG2_E = 1 / math.log(2)
-_LN2_HIGH = 0.693145751953125  # few enough bits that n * _LN2_HIGH is exact in float32 for small integers n
-_LN2_LOW = math.log(2) - _LN2_HIGH
-
-
-@njit(inline="always", **SERIAL)
-def exp(x):
-    """Return e^x, with x clipped to -87 .. 87, without branches or calls, so that LLVM vectorises loops over it.
-
-    x = n ln 2 + r with an integer n. e^r is a Taylor series, to r^7 in float32 and to r^12 in float64; its error for
-    |r| <= ln(2) / 2 is below half a unit in the last place.
-    """
-    x = min(max(x, like(-87.0, x)), like(87.0, x))
-    n = np.floor(x * like(_LOG2_E, x) + like(0.5, x))
-    r = x - n * like(_LN2_HIGH, x) - n * like(_LN2_LOW, x)
-    y = like(1 / 5040, x)
-    if not is_single(x):
-        y = r * like(1 / 479001600, x) + like(1 / 39916800, x)
-        y = y * r + like(1 / 3628800, x)
-        y = y * r + like(1 / 362880, x)
-        y = y * r + like(1 / 40320, x)
-        y = y * r + like(1 / 5040, x)
-    y = y * r + like(1 / 720, x)
-    y = y * r + like(1 / 120, x)
-    y = y * r + like(1 / 24, x)
-    y = y * r + like(1 / 6, x)
-    y = y * r + like(0.5, x)
-    y = y * r + like(1.0, x)
-    y = y * r + like(1.0, x)
-    return y * power_of_two(n)
-
-
-@njit(inline="always", **SERIAL)
-def tanh(x):
-    """Return tanh(x) = 1 - 2 / (e^2x + 1); absolute error below 2e-7 in float32."""
-    e = exp(x + x)
-    return like(1.0, e) - like(2.0, e) / (e + like(1.0, e))

@@ -26,7 +26,6 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from minicnn.kernels.cpu.compile import VECTOR_REGISTERS, kernel
 from minicnn.kernels.cpu.layout import Arena, in_turn, layout, with_halo
@@ -169,7 +168,7 @@ def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
     blocks = -(-out_channels // tile.out_channels)
     x, steps = with_halo(x, k // 2, arena)
     packed = arena.take(blocks, channels, k, k, tile.out_channels)
-    steps.append(partial(_pack, packed, w, transposed))
+    steps.append(_pack.bind(packed, w, transposed))
     bias = arena.take(blocks * tile.out_channels)
     steps.append(partial(bias.fill, 0))
     if b is not None:
@@ -180,7 +179,7 @@ def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
         steps.append(partial(zeros.fill, 0))
         known = (k, before) if _is_clipped(k, width, tile.pixels) else (0, 0)
         correlate = _correlate_channels(tile.out_channels // lanes(itemsize), tile.pixels, *known)
-        steps.append(partial(correlate, y, x, packed, bias, zeros, sums, vector_places(itemsize), before, out_channels))
+        steps.append(correlate.bind(y, x, packed, bias, zeros, sums, vector_places(itemsize), before, out_channels))
         return steps
     parts = -(-PARTS // (n * blocks))
     vectors = 2 if tile.out_channels > 3 else MOST_VECTORS
@@ -189,7 +188,7 @@ def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
         y_places, x_places, _ = _runs(h, width, cut, multiple, y.strides[2] // itemsize, x.strides[2] // itemsize)
         spans = _spans(h, width, cut, multiple, k, before)
         correlate = _correlate_positions(tile.out_channels, vectors, cut.segments)
-        steps.append(partial(correlate, y, x, packed, bias, y_places, x_places, spans, before, parts))
+        steps.append(correlate.bind(y, x, packed, bias, y_places, x_places, spans, before, parts))
     return steps
 
 
@@ -213,15 +212,15 @@ def correlation_workspace(n: int, c: int, out_channels: int, h: int, w: int, k: 
 
 
 @kernel("packed weights bool")
-def _pack(packed, w, transposed):
+def _pack(tasks, packed, w, transposed):
     """Pack w (O, C, K, K) as [block][input channel][u][v][output channel]; the last block is padded with zeros.
 
     `transposed` swaps O and C and rotates the kernel by 180°: the input gradient of a convolution is the
     correlation of dy with those weights.
     """
-    blocks, channels, k, _, size = packed.shape
+    _, channels, k, _, size = packed.shape
     out_channels = w.shape[1] if transposed else w.shape[0]
-    for task in prange(blocks * channels):
+    for task in range(tasks[0], tasks[1]):
         block, c = task // channels, task % channels
         for u in range(k):
             for v in range(k):
@@ -242,14 +241,14 @@ def _correlate_positions(scalars: int, vectors: int, segments: int):
     """Make the correlation kernel for a tile of `scalars` output channels and `vectors` vectors of positions."""
 
     @kernel("planes planes packed flat places places table int int", _parts_of_planes)
-    def correlate(y, x, packed, bias, y_places, x_places, spans, before, parts):
+    def correlate(tasks, y, x, packed, bias, y_places, x_places, spans, before, parts):
         """Correlate, with one task for each image, block of output channels and part of the plane."""
-        n_images, out_channels = y.shape[:2]
+        _, out_channels = y.shape[:2]
         blocks, channels, k = packed.shape[:3]
         y_image, y_channel = y.strides[0] // y.itemsize, y.strides[1] // y.itemsize
         x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
         tiles = spans.shape[0]
-        for task in prange(n_images * blocks * parts):
+        for task in range(tasks[0], tasks[1]):
             part, block, n = task % parts, task // parts % blocks, task // (parts * blocks)
             for t in range(tiles * part // parts, tiles * (part + 1) // parts):
                 top, bottom = spans[t, 0], spans[t, 1]
@@ -277,12 +276,12 @@ def _correlate_channels(vectors: int, scalars: int, kernel_size: int, left: int)
     """
 
     @kernel("planes planes packed flat flat flat2 places int int", lambda *given: given[5].shape[0])
-    def correlate(y, x, packed, bias, zeros, sums, places, before, out_channels):
+    def correlate(tasks, y, x, packed, bias, zeros, sums, places, before, out_channels):
         """Correlate, with one task for each image, block of output channels and row; sums are (pixel, channel)."""
         h, w = y.shape[2:]
         blocks, channels, k, _, size = packed.shape
         x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
-        for task in prange(sums.shape[0]):
+        for task in range(tasks[0], tasks[1]):
             i, block, n = task % h, task // h % blocks, task // (h * blocks)
             top, bottom = max(0, before - i), min(k, h + before - i)
             own = sums[task]

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from minicnn.kernels.cpu.compile import SERIAL, VECTOR_REGISTERS, kernel
 from minicnn.kernels.cpu.layout import Arena, halo_of, in_turn, layout, view, with_halo
@@ -128,8 +128,8 @@ def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
         sums = arena.take(blocks * channels, tile.taps * tile.out_channels)
         zeros = arena.take(tile.taps)
         multiply = _multiply_channels(tile.out_channels // lanes(itemsize), tile.taps)
-        steps += [partial(_turn, turned, dy), partial(zeros.fill, 0)]
-        steps.append(partial(multiply, dw, db, turned, x, zeros, sums, vector_places(itemsize)))
+        steps += [_turn.bind(turned, dy), partial(zeros.fill, 0)]
+        steps.append(multiply.bind(dw, db, turned, x, zeros, sums, vector_places(itemsize)))
         return in_turn(steps)
     distance = x.strides[2] // itemsize
     if halo_of(dy) < k // 2 or dy.strides[2] != x.strides[2]:  # dy and x share one table of offsets
@@ -140,7 +140,7 @@ def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
     places, ranges = _strips(h, w, k, distance, itemsize)
     sums = arena.take(blocks * channels, k * groups * tile.out_channels * tile.taps * lanes(itemsize))
     multiply = _multiply_positions(tile.taps, tile.out_channels)
-    steps.append(partial(multiply, dw, db, dy, x, sums, places, ranges, max(1, STRIP // (h * w))))
+    steps.append(multiply.bind(dw, db, dy, x, sums, places, ranges, max(1, STRIP // (h * w))))
     return in_turn(steps)
 
 
@@ -171,7 +171,7 @@ def _multiply_positions(taps: int, out_channels: int):
     """Make the kernel for tiles of `taps` kernel columns and `out_channels` outputs, with vectors of positions."""
 
     @kernel("weights flat planes planes flat2 places table int", lambda *given: given[4].shape[0])
-    def multiply(dw, db, dy, x, sums, places, ranges, images):
+    def multiply(tasks, dw, db, dy, x, sums, places, ranges, images):
         """dw[o, c, u, v] = sum of dy[o] x[c] shifted by (u, v); one task per block of output channels and channel c.
 
         `images` images are processed at a time, so that a strip of dy stays in the L1 cache for all kernel rows.
@@ -183,7 +183,7 @@ def _multiply_positions(taps: int, out_channels: int):
         x_image, x_channel, x_row = x.strides[0] // item, x.strides[1] // item, x.strides[2] // item
         size, strips = sums.shape[1] // (k * groups), ranges.shape[0] // k
         lane_count, n_rows = size // (taps * out_channels), (h + strips - 1) // strips
-        for task in prange(sums.shape[0]):
+        for task in range(tasks[0], tasks[1]):
             block, c = task // channels, task % channels
             o = min(block * out_channels, n_filters - out_channels)
             # the last block may begin early: it repeats `new` channels of the one before
@@ -237,7 +237,7 @@ def _multiply_channels(vectors: int, taps: int):
     """Make the kernel for tiles of `taps` kernel columns and `vectors` vectors of the output channels of a pixel."""
 
     @kernel("weights flat pixels planes flat flat2 places", lambda *given: given[5].shape[0])
-    def multiply(dw, db, turned, x, zeros, sums, places):
+    def multiply(tasks, dw, db, turned, x, zeros, sums, places):
         """Compute dw and db, one task per block of output channels and channel c; `turned` is dy as from `_turn`."""
         n_filters, channels, k, _ = dw.shape
         n_images, _, h, w = x.shape
@@ -245,7 +245,7 @@ def _multiply_channels(vectors: int, taps: int):
         x_image, x_channel, x_row = x.strides[0] // item, x.strides[1] // item, x.strides[2] // item
         padded = turned.shape[2]
         size = sums.shape[1] // taps
-        for task in prange(sums.shape[0]):
+        for task in range(tasks[0], tasks[1]):
             block, c = task // channels, task % channels
             own = sums[task]
             if c == 0:
@@ -277,10 +277,10 @@ def _multiply_channels(vectors: int, taps: int):
 
 
 @kernel("pixels planes", lambda turned, _: turned.shape[0])
-def _turn(turned, dy):
+def _turn(tasks, turned, dy):
     """Copy dy (N, O, H, W) to (N H, W, O), with zeros after the last output channel."""
-    n_images, out_channels, h, w = dy.shape
-    for task in prange(n_images * h):
+    _, out_channels, h, w = dy.shape
+    for task in range(tasks[0], tasks[1]):
         n, i = task // h, task % h
         for o in range(turned.shape[2]):
             if o < out_channels:

@@ -1,21 +1,22 @@
-"""Backend "numba": pooling, upsampling, concatenation and activation, with one prange over planes.
+"""Backend "numba": pooling, upsampling, concatenation and activation, with one task for each plane.
 
 Plain loops that LLVM vectorises. float32 and float64 use the same code. What each kernel computes, and the shapes and
 roles of its arguments: `minicnn.kernels.signatures`.
 """
 
-from numba import njit, prange
+from numba import njit
 
-from minicnn.kernels.cpu.compile import SERIAL, kernel, like, tanh
+from minicnn.kernels.cpu.compile import SERIAL, kernel, one
 from minicnn.kernels.cpu.tiles import row
+from minicnn.kernels.cpu.vecmath import like, tanh
 
 # ---- pooling, upsampling, concatenation (Sec. 2.2)
 
 
 @kernel("planes planes int int int")
-def max_pool2d_forward(y, x, kernel_size, stride, padding):
-    n_images, channels, h, w = y.shape
-    for task in prange(n_images * channels):
+def max_pool2d_forward(tasks, y, x, kernel_size, stride, padding):
+    _, channels, h, w = y.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             top = i * stride - padding
@@ -33,9 +34,9 @@ def max_pool2d_forward(y, x, kernel_size, stride, padding):
 
 
 @kernel("planes planes planes planes flat int int int bool")
-def max_pool2d_backward(dx, dy, x, y, s, kernel_size, stride, padding, add):
-    n_images, channels, h, w = dy.shape
-    for task in prange(n_images * channels):
+def max_pool2d_backward(tasks, dx, dy, x, y, s, kernel_size, stride, padding, add):
+    _, channels, h, w = dy.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         if not add:
             for i in range(dx.shape[2]):
@@ -59,9 +60,9 @@ def _first_equal(x, n, c, peak, top, left, kernel_size):
 
 
 @kernel("planes planes int")
-def mean_pool2d_forward(y, x, kernel_size):
-    n_images, channels, h, w = y.shape
-    for task in prange(n_images * channels):
+def mean_pool2d_forward(tasks, y, x, kernel_size):
+    _, channels, h, w = y.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             target = row(y, n, c, i)
@@ -76,9 +77,9 @@ def mean_pool2d_forward(y, x, kernel_size):
 
 
 @kernel("planes planes flat int bool")
-def mean_pool2d_backward(dx, dy, s, kernel_size, add):
-    n_images, channels, h, w = dx.shape
-    for task in prange(n_images * channels):
+def mean_pool2d_backward(tasks, dx, dy, s, kernel_size, add):
+    _, channels, h, w = dx.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             target, gradient = row(dx, n, c, i), row(dy, n, c, i // kernel_size)
@@ -88,9 +89,9 @@ def mean_pool2d_backward(dx, dy, s, kernel_size, add):
 
 
 @kernel("planes planes int")
-def upsample_nearest2d_forward(y, x, factor):
-    n_images, channels, h, w = x.shape
-    for task in prange(n_images * channels):
+def upsample_nearest2d_forward(tasks, y, x, factor):
+    _, channels, h, w = x.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             source = row(x, n, c, i)
@@ -102,9 +103,9 @@ def upsample_nearest2d_forward(y, x, factor):
 
 
 @kernel("planes planes int bool")
-def upsample_nearest2d_backward(dx, dy, factor, add):
-    n_images, channels, h, w = dx.shape
-    for task in prange(n_images * channels):
+def upsample_nearest2d_backward(tasks, dx, dy, factor, add):
+    _, channels, h, w = dx.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             target = row(dx, n, c, i)
@@ -117,8 +118,8 @@ def upsample_nearest2d_backward(dx, dy, factor, add):
                         target[j] += gradient[j * factor + v]
 
 
-@kernel("planes int", tasks=None)
-def parity_maps(y, offset):
+@kernel("planes int", tasks=one)
+def parity_maps(tasks, y, offset):
     for n in range(y.shape[0]):
         for i in range(y.shape[2]):
             by_column, by_row = row(y, n, offset, i), row(y, n, offset + 1, i)
@@ -128,18 +129,18 @@ def parity_maps(y, offset):
 
 
 @kernel("planes planes int")
-def concat_forward(y, x, offset):
-    n_images, channels = x.shape[:2]
-    for task in prange(n_images * channels):
+def concat_forward(tasks, y, x, offset):
+    _, channels = x.shape[:2]
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(x.shape[2]):
             copy(row(y, n, offset + c, i), row(x, n, c, i))
 
 
 @kernel("planes planes int bool")
-def concat_backward(dx, dy, offset, add):
-    n_images, channels = dx.shape[:2]
-    for task in prange(n_images * channels):
+def concat_backward(tasks, dx, dy, offset, add):
+    _, channels = dx.shape[:2]
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(dx.shape[2]):
             target, gradient = row(dx, n, c, i), row(dy, n, offset + c, i)
@@ -165,9 +166,9 @@ def copy(y, x):
 
 
 @kernel("planes planes")
-def tanh_forward(y, x):
-    n_images, channels, h, _ = y.shape
-    for task in prange(n_images * channels):
+def tanh_forward(tasks, y, x):
+    _, channels, h, _ = y.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             _tanh(row(y, n, c, i), row(x, n, c, i))
@@ -183,9 +184,9 @@ def _tanh(y, x):
 
 
 @kernel("planes planes planes flat bool")
-def tanh_backward(dx, dy, y, s, add):
-    n_images, channels, h, w = y.shape
-    for task in prange(n_images * channels):
+def tanh_backward(tasks, dx, dy, y, s, add):
+    _, channels, h, w = y.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             gradient, value, target = row(dy, n, c, i), row(y, n, c, i), row(dx, n, c, i)
@@ -195,9 +196,9 @@ def tanh_backward(dx, dy, y, s, add):
 
 
 @kernel("planes planes planes planes")
-def interlink_forward(y, pooled, up, x):
-    n_images, channels, h, w = y.shape
-    for task in prange(n_images * channels):
+def interlink_forward(tasks, y, pooled, up, x):
+    _, channels, h, w = y.shape
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             value = row(y, n, c, i)
@@ -222,10 +223,10 @@ def _largest(a, b):
 
 
 @kernel("planes planes planes planes planes flat")
-def interlink_backward(dx, dy, dpooled, dup, y, s):
-    n_images, channels, h, w = y.shape
+def interlink_backward(tasks, dx, dy, dpooled, dup, y, s):
+    _, channels, h, w = y.shape
     in_place = dx.ctypes.data == dy.ctypes.data
-    for task in prange(n_images * channels):
+    for task in range(tasks[0], tasks[1]):
         n, c = task // channels, task % channels
         for i in range(h):
             target = row(dx, n, c, i)
