@@ -35,6 +35,7 @@ class Bug(NamedTuple):
 
 REFERENCE, LAYERS = "minicnn/kernels/reference.py", "minicnn/layers.py"
 SCHEDULE = "minicnn/planner.py"
+WINOGRAD, WINOGRAD_TILES = "minicnn/kernels/cpu/conv_winograd.py", "minicnn/kernels/cpu/winograd_tiles.py"
 GPU, GPU_DEVICE = "minicnn/kernels/cuda/backend.py", "minicnn/kernels/cuda/device.py"
 RESAMPLE, CENTRES, MODULATION = "icnn/data/loops.py", "icnn/model/centres.py", "icnn/model/modulation.py"
 
@@ -123,13 +124,55 @@ BUGS = [
         "minicnn/kernels/cpu/conv_direct.py",
         "np.minimum(k, h + before - i[:, 0])",
         "np.minimum(k, h + before - i[:, 0] - 1)",
+        "test_kernels.py::test_convolution_agrees_with_the_reference[numba-K3-C26-O10-(13,9)-N3]",
+    ),
+    Bug(
+        "Winograd: a sign in the transform of the input",
+        WINOGRAD_TILES,
+        "fma(5.25, sub(d[4], d[2]), sub(d[0], d[6]))",
+        "fma(5.25, sub(d[2], d[4]), sub(d[0], d[6]))",
         "test_kernels.py::test_convolution_agrees_with_the_reference[numba-K5-C24-O8-(16,16)-N3]",
+    ),
+    Bug(
+        "Winograd: the point 1 of the kernel matrix has the scale of another",
+        WINOGRAD_TILES,
+        "scale = np.prod([at - other for other in points if other != at])",
+        "scale = np.prod([at - other for other in points[:-1] if other != at])",
+        "test_kernels.py::test_convolution_agrees_with_the_reference[numba-K5-C24-O8-(16,16)-N3]",
+    ),
+    Bug(
+        "Winograd: tiles that pad the last vector count in the weight gradient",
+        WINOGRAD,
+        "real = counts[task, 2] - (r * n_quads + q) * (lane_count // 4)",
+        "real = lane_count",
+        "test_compiled.py::test_convolution_of_any_shape",
+    ),
+    Bug(
+        "Winograd: planes that are not whole tiles are copied beside what memory held",
+        WINOGRAD,
+        "[partial(memory.fill, 0), partial(np.copyto, copy[:, :, : x.shape[2], : x.shape[3]], x)]",
+        "[partial(np.copyto, copy[:, :, : x.shape[2], : x.shape[3]], x)]",
+        "test_compiled.py::test_convolution_of_any_shape",
+    ),
+    Bug(
+        "Winograd: kernels are not rotated for the input gradient",
+        WINOGRAD,
+        "t[5 * a + b] = w[c, o, k - 1 - top - a, k - 1 - left - b]",
+        "t[5 * a + b] = w[c, o, top + a, left + b]",
+        "test_kernels.py::test_convolution_agrees_with_the_reference[numba-K9-C10-O7-(64,64)-N1]",
+    ),
+    Bug(
+        "Winograd: kernels transformed once, not at each call",
+        WINOGRAD,
+        "steps.append(_transform_weights.bind(u, w, taps, out_channels, transposed))",
+        "_transform_weights.bind(u, w, taps, out_channels, transposed)()",
+        "test_plan.py::test_written_parameters_count_from_the_next_forward[numba]",
     ),
     Bug(
         "compiled kernels found again although their sources changed",
         "minicnn/kernels/cpu/compile.py",
-        'function.__qualname__ += f"-{_FINGERPRINT.hexdigest()[:12]}"',
-        "pass",
+        '-{_FINGERPRINT.hexdigest()[:12]}"',
+        '"',
         "test_compiled.py::test_compiled_kernels_of_other_sources_are_not_used",
     ),
     Bug(

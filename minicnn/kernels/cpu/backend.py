@@ -1,23 +1,20 @@
 """Backend "numba": plain loops and register tiles, compiled by LLVM.
 
-Convolution, which takes nearly all the time, is in `conv_direct` and `conv_weights`; the other kernels are in `pool`
-and `loss`. float32 and float64 use the same code. What each kernel computes, and the shapes and roles of its
-arguments: `minicnn.kernels.signatures`.
+Convolution, which takes nearly all the time, is in `conv`; the other kernels are in `pool` and `loss`. float32 and
+float64 use the same code. What each kernel computes, and the shapes and roles of its arguments:
+`minicnn.kernels.signatures`.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import numba
 from numba.core import config
 
 from minicnn.kernels import host
 from minicnn.kernels.backend import Backend
-from minicnn.kernels.cpu import layout, loss, pool
+from minicnn.kernels.cpu import conv, layout, loss, pool
 from minicnn.kernels.cpu.compile import Kernel
-from minicnn.kernels.cpu.conv_direct import correlation_workspace, prepare_backward_data, prepare_forward
-from minicnn.kernels.cpu.conv_weights import prepare_backward_weights, weight_gradient_workspace
 from minicnn.kernels.signatures import kernel
 from minicnn.kernels.validation import Check
 
@@ -34,43 +31,31 @@ def threads(count: int) -> Iterator[None]:
         numba.set_num_threads(before)
 
 
-def _forward_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    return max(correlation_workspace(N, C, O, H, W, K, itemsize) for itemsize in (4, 8))
-
-
-def _backward_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    return max(correlation_workspace(N, O, C, H, W, K, itemsize) for itemsize in (4, 8))
-
-
-def _weights_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    return max(weight_gradient_workspace(N, C, O, H, W, K, itemsize) for itemsize in (4, 8))
-
-
 # The convolutions consist of several calls with offsets that are computed in advance: they return one prepared call.
 
 
-@kernel(_forward_workspace)
+@kernel(conv.forward_workspace)
 def conv2d_forward(y, x, w, b, s):
-    return prepare_forward(y, x, w, b, s)
+    return conv.prepare_forward(y, x, w, b, s)
 
 
-@kernel(_forward_workspace)
+@kernel(conv.forward_workspace)
 def conv2d_tanh_forward(y, pooled, up, x, w, b, s):
-    return layout.in_turn([prepare_forward(y, x, w, b, s), partial(pool.interlink_forward, y, pooled, up, y)])
+    return layout.in_turn([conv.prepare_forward(y, x, w, b, s), pool.interlink_forward.bind(y, pooled, up, y)])
 
 
-@kernel(_backward_workspace)
+@kernel(conv.backward_workspace)
 def conv2d_backward_data(dx, dy, w, s, add):
-    return prepare_backward_data(dx, dy, w, s, add)
+    return conv.prepare_backward_data(dx, dy, w, s, add)
 
 
-@kernel(_weights_workspace)
+@kernel(conv.weights_workspace)
 def conv2d_backward_weights(dw, db, dy, x, s):
-    return prepare_backward_weights(dw, db, dy, x, s)
+    return conv.prepare_backward_weights(dw, db, dy, x, s)
 
 
 def _prepare(function: Callable, *arguments) -> Callable[[], None]:
-    return partial(function, *arguments) if isinstance(function, Kernel) else function(*arguments)
+    return function.bind(*arguments) if isinstance(function, Kernel) else function(*arguments)
 
 
 _FUNCTIONS = vars(host) | {"planes": layout.planes} | vars(pool) | vars(loss) | globals()

@@ -21,6 +21,7 @@ import numpy as np
 
 #: Elements after the last zero of each plane that a vector load may still read.
 _SLACK = 16
+_LINE = 64  # bytes of a cache line
 
 
 class HaloMemory(np.ndarray):
@@ -76,8 +77,10 @@ class Arena:
         self._used = 0
 
     def take(self, *shape: int) -> np.ndarray:
-        """Return the next part in the given shape; its content is undefined."""
-        start, self._used = self._used, self._used + math.prod(shape)
+        """Return the next part in the given shape, aligned to a cache line; its content is undefined."""
+        address = self._memory.ctypes.data + self._used * self._memory.itemsize
+        start = self._used + -address % _LINE // self._memory.itemsize
+        self._used = start + math.prod(shape)
         return self._memory[start : self._used].reshape(shape)
 
 

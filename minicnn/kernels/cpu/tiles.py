@@ -71,15 +71,19 @@ def _row_alias(name, arguments, alias_map, argument_aliases) -> None:
 alias_func_extensions["row", "minicnn.kernels.cpu.tiles"] = _row_alias
 
 
-class _Emitter:
+#: Type of a pointer to element offsets.
+PLACES = types.CPointer(types.intp)
+
+
+class Emitter:
     """Emitter of the LLVM instructions of a tile, for arrays of one float type."""
 
-    def __init__(self, context, builder, dtype: types.Float, segments: int = 1):
+    def __init__(self, context, builder, dtype: types.Float, segments: int = 1, count: int | None = None):
         self.context = context
         self.builder = builder
         self.scalar = context.get_value_type(dtype)
         self.bytes = dtype.bitwidth // 8
-        self.count = lanes(self.bytes)
+        self.count = count or lanes(self.bytes)
         self.segments = segments
         self.vector = ir.VectorType(self.scalar, self.count)
         self.segment = ir.VectorType(self.scalar, self.count // segments)
@@ -140,6 +144,17 @@ class _Emitter:
             store = self.builder.store(part, self.builder.bitcast(pointer, self.segment.as_pointer()))
             store.align = self.bytes
 
+    def load_at(self, pointer):
+        """Load a vector of consecutive elements."""
+        vector = self.builder.load(self.builder.bitcast(pointer, self.vector.as_pointer()))
+        vector.align = self.bytes
+        return vector
+
+    def store_at(self, vector, pointer) -> None:
+        """Store a vector into consecutive elements."""
+        store = self.builder.store(vector, self.builder.bitcast(pointer, self.vector.as_pointer()))
+        store.align = self.bytes
+
     def broadcast(self, pointer):
         """Return a vector with the number at `pointer` in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)
@@ -154,8 +169,12 @@ class _Emitter:
         self.builder.store(value, slot)
         return slot
 
+    def product_sum(self, a, b, c):
+        """Return a b + c."""
+        return self.builder.call(self._fma, [a, b, c])
+
     def add_product(self, slot, a, b) -> None:
-        self.builder.store(self.builder.call(self._fma, [a, b, self.builder.load(slot)]), slot)
+        self.builder.store(self.product_sum(a, b, self.builder.load(slot)), slot)
 
 
 @intrinsic
@@ -170,7 +189,7 @@ def pointer(typing_context, x, start):
     return result(x, types.intp), generate
 
 
-_PLACES, _TRIPLE = types.CPointer(types.intp), types.UniTuple(types.intp, 3)
+_TRIPLE = types.UniTuple(types.intp, 3)
 
 
 @intrinsic(prefer_literal=True)
@@ -191,12 +210,12 @@ def outer_tile(typing_context, vectors, scalars, segments, kernel_size, before, 
     """
     literals, data = (vectors, scalars, segments, kernel_size, before), y[0]
     vectors, scalars, segments, kernel_size, before = (size.literal_value for size in literals)
-    target = types.Tuple((data, types.intp, _PLACES, data, types.intp))
-    source, numbers = types.Tuple((data, _TRIPLE, _PLACES)), types.Tuple((data, _TRIPLE))
+    target = types.Tuple((data, types.intp, PLACES, data, types.intp))
+    source, numbers = types.Tuple((data, _TRIPLE, PLACES)), types.Tuple((data, _TRIPLE))
     signature = types.void(*literals, target, source, numbers, _TRIPLE)
 
     def generate(context, builder, signature, arguments):
-        e = _Emitter(context, builder, data.dtype, segments)
+        e = Emitter(context, builder, data.dtype, segments)
         target, (a_data, a_strides, a_places), (b_data, b_strides), count = (e.unpack(value) for value in arguments[5:])
         y_data, y_step, y_places, bias, filled = target
         sources = [[e.at(a_data, place) for place in vector] for vector in e.places(a_places, vectors)]
@@ -248,10 +267,10 @@ def inner_tile(typing_context, out_channels, taps, sums, g, x, images, places, c
     out_channels, taps = (size.literal_value for size in literals)
     index = types.intp
     gradient, pixels = types.Tuple((sums, index, index)), types.Tuple((sums, index))
-    signature = types.void(*literals, sums, gradient, pixels, index, _PLACES, index)
+    signature = types.void(*literals, sums, gradient, pixels, index, PLACES, index)
 
     def generate(context, builder, signature, arguments):
-        e = _Emitter(context, builder, sums.dtype)
+        e = Emitter(context, builder, sums.dtype)
         sums_data, (g_data, g_image, g_step), (x_data, x_image), n_images, first, n_places = (
             e.unpack(value) for value in arguments[2:]
         )
@@ -280,7 +299,7 @@ def lane_sum(typing_context, x):
     """Return the sum of the elements of the vector at the `pointer` x."""
 
     def generate(context, builder, signature, arguments):
-        e = _Emitter(context, builder, x.dtype)
+        e = Emitter(context, builder, x.dtype)
         vector = e.load(arguments)
         while vector.type.count > 1:
             half = vector.type.count // 2
