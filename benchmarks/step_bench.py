@@ -57,9 +57,9 @@ FACES = 100  # number of synthetic faces for the steps with data unless --data i
 #: (bound, target) of the step at batch 10 and the most threads, by (classes, side): speed relative to PyTorch's
 #: default and channels_last layouts, and share of the peak.
 GOALS = {
-    (9, 64): ((2.2, 2.5), (1.4, 1.6), (0.70, 0.80)),
-    (2, 64): ((2.0, 2.4), (1.3, 1.5), (0.62, 0.75)),
-    (4, 80): ((2.0, 2.4), (1.3, 1.5), (0.62, 0.75)),
+    (9, 64): ((2.8, 3.5), (2.8, 3.5), (1.40, 1.90)),
+    (2, 64): ((2.5, 3.2), (2.5, 3.2), (1.00, 1.40)),
+    (4, 80): ((2.5, 3.2), (2.5, 3.2), (1.20, 1.60)),
 }
 
 
@@ -330,9 +330,9 @@ def _on_cpu(backend: str, cases: Sequence[StepCase], options: Namespace) -> None
         goals.append(Goal("five networks with data, against bare steps", all_bare / all_data, 0.9, 0.95))
         goals.append(Goal("one thread beside a busy process", busy_ratio(rounds), 1.15, 1.05, at_most=True))
         cold, cached, resident = starts(1 if options.quick else 5)
-        goals.append(Goal("first step of a process, kernels not compiled", cold, 25, 12, " s", at_most=True))
-        goals.append(Goal("first step of a process, kernels compiled", cached, 1.5, 0.7, " s", at_most=True))
-        goals.append(Goal("resident memory at batch 10", resident, 600, 350, " MiB", at_most=True))
+        goals.append(Goal("first step of a process, kernels not compiled", cold, 14, 8, " s", at_most=True))
+        goals.append(Goal("first step of a process, kernels compiled", cached, 0.9, 0.6, " s", at_most=True))
+        goals.append(Goal("resident memory at batch 10", resident, 300, 250, " MiB", at_most=True))
     if goals:
         print(format_goals(goals))
     if options.json:

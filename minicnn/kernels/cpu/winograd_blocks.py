@@ -41,8 +41,8 @@ class Tiling(NamedTuple):
     ----------
     n, h, w, k, itemsize : int
         Batch size, rows, columns, kernel size, and bytes of an element.
-    quads : int
-        Number of quads of a block of a 5 x 5 convolution; of a 9 x 9 one rows of tiles.
+    most : int
+        Most quads in a block of a 5 x 5 convolution, most rows of tiles in one of a 9 x 9.
     """
 
     n: int
@@ -50,7 +50,7 @@ class Tiling(NamedTuple):
     w: int
     k: int
     itemsize: int
-    quads: int
+    most: int
 
     @property
     def lanes(self) -> int:
@@ -78,13 +78,13 @@ class Tiling(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Rows of tiles of a block: `quads` for 9 x 9, else 1, a list of quads from anywhere."""
-        return min(self.quads, self.padded[0] // TILE) if self.extra else 1
+        """Rows of tiles of a block: at most `most` for 9 x 9, else 1, a list of quads from anywhere."""
+        return min(self.most, self.padded[0] // TILE) if self.extra else 1
 
     @property
     def row_quads(self) -> int:
         """Quads of each of these rows."""
-        return self.padded[1] // self.lanes if self.extra else min(self.quads, self.all_quads)
+        return self.padded[1] // self.lanes if self.extra else min(self.most, self.all_quads)
 
     @property
     def tiles(self) -> int:
