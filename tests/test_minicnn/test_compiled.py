@@ -126,6 +126,24 @@ def test_interlinking_of_any_shape(n, c, rows, columns, has_pooled, has_up, in_p
     slots.check()
 
 
+@pytest.mark.parametrize("kernel", SIGNATURES)
+def test_a_kernel_writes_nothing_but_its_outputs(example, rng, kernel):
+    """Every array lies between thousands of numbers that must not change: more tasks than planes would reach them."""
+    arguments, guards = valid_call(kernel, example, rng), []
+    if kernel == "upsample_nearest2d_forward":  # with two more channels, of parity
+        arguments[0] = np.concatenate([arguments[0], arguments[0][:, :2]], axis=1)
+    for place, array in enumerate(arguments):
+        if isinstance(array, np.ndarray):
+            memory = np.full(array.size + 20000, 7 + place, array.dtype)  # a copied number shows, too
+            inside = memory[10000:-10000].reshape(array.shape)
+            inside[...] = array
+            arguments[place] = inside
+            guards.append((memory, 7 + place))
+    getattr(KERNELS, kernel)(*arguments)
+    for memory, number in guards:
+        assert (memory[:10000] == number).all() and (memory[-10000:] == number).all()
+
+
 def test_the_zeros_around_planes_stay_zeros(rng):
     """After steps of a whole network every buffer's halo is what it was."""
     plan = Plan(icnn_graph(3, 16), 2, "numba", threads=2)

@@ -85,32 +85,23 @@ def cached(**options: Any) -> Callable[[Callable], Any]:
 
 
 class _OfCall(_InTurn):
-    """Cache of a function that closes over others: Numba would identify those by numbers that change at each start.
+    """Cache of a function that its name identifies; Numba would tell what it closes over by numbers of this process."""
 
-    Parameters
-    ----------
-    numbas : FunctionCache
-    key : str
-        What tells this function's specialisations apart.
-    """
-
-    def __init__(self, numbas, key: str):
+    def __init__(self, numbas):
         super().__init__(numbas)
-        numbas._index_key = lambda signature, codegen: (signature, codegen.magic_tuple(), key)
+        numbas._index_key = lambda signature, codegen: (signature, codegen.magic_tuple())
 
 
-def compile_call(function: Callable, signature: Any, options: dict[str, Any], key: str, name: str) -> int:
+def compile_call(function: Callable, signature: Any, options: dict[str, Any], name: str) -> int:
     """Compile a function to a C function, or load it, and return its address.
 
     Parameters
     ----------
     function : callable
-        Its file and qualified name identify it in the cache.
+        Its qualified name identifies it in the cache.
     signature : numba signature
     options : dict
         Options of ``numba.njit``.
-    key : str
-        What tells the functions with this name apart.
     name : str
         What the log says is compiled; loading from the cache logs nothing.
     """
@@ -119,7 +110,7 @@ def compile_call(function: Callable, signature: Any, options: dict[str, Any], ke
         _warn("two processes could mix them up without filelock", "pip install filelock")
     else:
         try:
-            call._cache = _OfCall(FunctionCache(function), key)
+            call._cache = _OfCall(FunctionCache(function))
         except RuntimeError:  # "cannot cache function ...: no locator available for file ..."
             _warn("no folder can be written to")
     uncached = call._compile_uncached

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import update_wrapper
 from itertools import count
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -137,7 +138,8 @@ class Kernel:
     def bind(self, *arguments) -> Callable[[], None]:
         """Return the call with these arguments, whose addresses and sizes are packed once."""
         char, count = arguments[0].dtype.char, self._tasks(*arguments)
-        packed = np.array([number for argument in arguments for number in _numbers(argument)], np.int64)
+        pairs = zip(arguments, self._signature, strict=True)
+        packed = np.array([number for argument, kind in pairs for number in _numbers(argument, kind)], np.int64)
 
         def run(_arguments=arguments) -> None:  # the arrays must live as long as their addresses are used
             call = self._compiled.get(char) or self._compile(char)
@@ -165,19 +167,30 @@ class Kernel:
             "flat2": types.Array(real, 2, "C"),
             "number": types.Array(real, 0, "C"),
         }
+        # Symbols of compiled code are global to the process, and those loaded from the cache keep the name they were
+        # compiled with: functions that differ only in constants of a closure or in types need names of their own.
+        constants = [cell.cell_contents for cell in self._function.__closure__ or ()]
+        known = f"{_FINGERPRINT.hexdigest()} {real} {constants}"
+        name = f"{self._function.__qualname__}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
+        body = njit(**SERIAL)(_renamed(self._function, name))
         unpack = _unpacking([kinds[kind] for kind in self._signature])
-        body = njit(**SERIAL)(self._function)
 
         def call(arguments, first, end, thread):
             body((first, end, thread), *unpack(arguments))
 
-        # becomes a part of the file's name in the cache
-        module = self._function.__module__.rpartition(".")[2]
-        call.__qualname__ = f"{module}.{self._function.__qualname__}-{_FINGERPRINT.hexdigest()[:12]}"
-        constants = [cell.cell_contents for cell in self._function.__closure__ or ()]
-        address = compile_call(call, _CALL, SERIAL, f"{real} {constants}", f"{self._function.__name__} for {real}")
+        call.__qualname__ = f"{self._function.__module__.rpartition('.')[2]}.{name}"
+        address = compile_call(call, _CALL, SERIAL, f"{self._function.__name__} for {real}")
         self._compiled[char] = _Compiled(address, _Call(address))
         return self._compiled[char]
+
+
+def _renamed(function: Callable, name: str) -> Callable:
+    """Return a copy of a function with another qualified name."""
+    copy = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__module__, copy.__qualname__ = function.__module__, name
+    return copy
 
 
 class _Compiled(NamedTuple):
@@ -189,11 +202,11 @@ _ARGUMENTS = types.CPointer(types.int64)
 _CALL = types.void(_ARGUMENTS, types.intp, types.intp, types.intp)
 
 
-def _numbers(argument) -> list[int]:
+def _numbers(argument, kind: str) -> list[int]:
     """Return an argument as integers: address, shape and strides of an array, the bits of a float."""
     if isinstance(argument, np.ndarray):
         return [argument.ctypes.data, *argument.shape, *argument.strides]
-    if isinstance(argument, float | np.floating):
+    if kind == "float":
         return [np.float64(argument).view(np.int64).item()]
     return [int(argument)]
 
@@ -262,6 +275,11 @@ def one(*_) -> int:
 def one_a_plane(x: np.ndarray, *_) -> int:
     """Return N * C, the number of planes of the first argument: one task per plane."""
     return x.shape[0] * x.shape[1]
+
+
+def one_a_plane_of_second(_, x: np.ndarray, *rest) -> int:
+    """Return the number of planes of the second argument, if the first has more."""
+    return one_a_plane(x)
 
 
 def kernel(

@@ -6,7 +6,7 @@ roles of its arguments: `minicnn.kernels.signatures`.
 
 from numba import njit
 
-from minicnn.kernels.cpu.compile import SERIAL, kernel, one
+from minicnn.kernels.cpu.compile import SERIAL, kernel, one, one_a_plane_of_second
 from minicnn.kernels.cpu.tiles import row
 from minicnn.kernels.cpu.vecmath import like, tanh
 
@@ -88,7 +88,7 @@ def mean_pool2d_backward(tasks, dx, dy, s, kernel_size, add):
                 target[j] = target[j] + share if add else share
 
 
-@kernel("planes planes int")
+@kernel("planes planes int", one_a_plane_of_second)  # y may have two more channels, of parity
 def upsample_nearest2d_forward(tasks, y, x, factor):
     _, channels, h, w = x.shape
     for task in range(tasks[0], tasks[1]):
@@ -128,7 +128,7 @@ def parity_maps(tasks, y, offset):
                 by_row[j] = i % 2
 
 
-@kernel("planes planes int")
+@kernel("planes planes int", one_a_plane_of_second)
 def concat_forward(tasks, y, x, offset):
     _, channels = x.shape[:2]
     for task in range(tasks[0], tasks[1]):
