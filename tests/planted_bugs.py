@@ -178,8 +178,8 @@ BUGS = [
     Bug(
         "compiled kernels found again although their sources changed",
         "minicnn/kernels/cpu/compile.py",
-        'known = f"{_FINGERPRINT.hexdigest()} {real} {constants}"',
-        'known = f"{real} {constants}"',
+        'known = f"{_FINGERPRINT.hexdigest()} {char} {constants}"',
+        'known = f"{char} {constants}"',
         "test_compiled.py::test_compiled_kernels_of_other_sources_are_not_used",
     ),
     Bug(

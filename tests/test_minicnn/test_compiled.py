@@ -15,6 +15,7 @@ from icnn.model.network import icnn_graph
 from minicnn import SGD, Plan
 from minicnn.gradcheck import relative_error
 from minicnn.kernels import get_backend
+from minicnn.kernels.cpu.compile import kernel, one
 from minicnn.kernels.cpu.layout import HaloMemory, halo_of, planes
 from minicnn.kernels.signatures import SIGNATURES
 
@@ -93,7 +94,7 @@ def test_convolution_of_any_shape(sizes, add, seed):
         )
         results.append([np.copy(array) for array in (y, dx, dw, db)])
     for expected, actual in zip(*results, strict=True):
-        assert relative_error(actual, expected) < 1e-5
+        assert relative_error(actual, expected) < 2e-5  # Winograd's method rounds more
     slots.check()
 
 
@@ -124,6 +125,20 @@ def test_interlinking_of_any_shape(n, c, rows, columns, has_pooled, has_up, in_p
     for expected, actual in zip(*results, strict=True):
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 if dtype == "float32" else 1e-13)
     slots.check()
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros(4, np.float64), np.zeros((2, 2), np.float32), np.zeros(8, np.float32)[::2], [0.0] * 4]
+)
+def test_a_kernel_takes_no_array_of_another_kind(wrong):
+    """Compiled code gets addresses, and would read and write anywhere."""
+
+    @kernel("flat flat", one)
+    def nothing(tasks, y, x):
+        pass
+
+    with pytest.raises(TypeError, match=r"expected array\(float32, 1d, C\), got"):
+        nothing.bind(np.zeros(4, np.float32), wrong)
 
 
 @pytest.mark.parametrize("kernel", SIGNATURES)

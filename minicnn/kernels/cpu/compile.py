@@ -6,7 +6,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import update_wrapper
+from functools import cache, update_wrapper
 from itertools import count
 from pathlib import Path
 from types import FunctionType
@@ -19,6 +19,7 @@ from numba import get_num_threads, njit, prange, set_parallel_chunksize, types
 from numba.core import config
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
+from numba.np.numpy_support import as_dtype
 from numba.np.ufunc import get_thread_id
 
 from minicnn.kernels import signatures
@@ -105,6 +106,19 @@ _TYPES = {
     "table": types.Array(types.intp, 2, "C"),
     "labels": types.Array(types.int32, 3, "C"),
 }
+#: Words for arrays of the float type: dimensions, and "C" for contiguous ones or "A" for any.
+_FLOATS = {
+    "number": (0, "C"),
+    "flat": (1, "C"),
+    "flat2": (2, "C"),
+    "pixels": (3, "C"),
+    "weights": (4, "C"),
+    "planes": (4, "A"),
+    "packed": (5, "C"),
+}
+
+#: Float types by NumPy's character.
+_REALS = {"f": types.float32, "d": types.float64}
 
 _Call = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_ssize_t] * 3)
 
@@ -115,7 +129,7 @@ class Kernel:
     The function takes (first task, end of the tasks, number of the thread) before its arguments; `tasks` returns the
     number of tasks for given arguments. Threads take the tasks in small portions, so that a thread delayed by another
     process does not delay all. The functions themselves are serial: Numba needs three times as long to compile one
-    with a prange loop, so there is only one such loop, `_share`.
+    with a prange loop, so there is only one such loop, in `_sharing`.
 
     The signature names the type of each argument: "planes" for float arrays (N, C, H, W) of any strides; "flat" (1-d),
     "flat2" (2-d), "pixels" (3-d), "weights" (4-d), "packed" (5-d) and "number" (0-d) for C-contiguous float arrays;
@@ -138,7 +152,7 @@ class Kernel:
     def bind(self, *arguments) -> Callable[[], None]:
         """Return the call with these arguments, whose addresses and sizes are packed once."""
         char, count = arguments[0].dtype.char, self._tasks(*arguments)
-        pairs = zip(arguments, self._signature, strict=True)
+        pairs = zip(arguments, self._kinds(char), strict=True)
         packed = np.array([number for argument, kind in pairs for number in _numbers(argument, kind)], np.int64)
 
         def run(_arguments=arguments) -> None:  # the arrays must live as long as their addresses are used
@@ -149,37 +163,32 @@ class Kernel:
                 return
             before = set_parallel_chunksize(1)
             try:
-                _share(call.address, packed.ctypes.data, count, min(count, _PORTIONS * threads))
+                _sharing()(call.address, packed.ctypes.data, count, min(count, _PORTIONS * threads))
             finally:
                 set_parallel_chunksize(before)
 
         return run
 
+    def _kinds(self, char: str) -> list[types.Type]:
+        """Return the type of each argument for a float type."""
+        real = _REALS[char]
+        kinds = _TYPES | {"float": real} | {word: types.Array(real, *kind) for word, kind in _FLOATS.items()}
+        return [kinds[word] for word in self._signature]
+
     def _compile(self, char: str) -> "_Compiled":
-        real = {"f": types.float32, "d": types.float64}[char]
-        kinds = _TYPES | {
-            "float": real,
-            "planes": types.Array(real, 4, "A"),
-            "weights": types.Array(real, 4, "C"),
-            "packed": types.Array(real, 5, "C"),
-            "pixels": types.Array(real, 3, "C"),
-            "flat": types.Array(real, 1, "C"),
-            "flat2": types.Array(real, 2, "C"),
-            "number": types.Array(real, 0, "C"),
-        }
         # Symbols of compiled code are global to the process, and those loaded from the cache keep the name they were
         # compiled with: functions that differ only in constants of a closure or in types need names of their own.
         constants = [cell.cell_contents for cell in self._function.__closure__ or ()]
-        known = f"{_FINGERPRINT.hexdigest()} {real} {constants}"
+        known = f"{_FINGERPRINT.hexdigest()} {char} {constants}"
         name = f"{self._function.__qualname__}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
         body = njit(**SERIAL)(_renamed(self._function, name))
-        unpack = _unpacking([kinds[kind] for kind in self._signature])
+        unpack = _unpacking(self._kinds(char))
 
         def call(arguments, first, end, thread):
             body((first, end, thread), *unpack(arguments))
 
         call.__qualname__ = f"{self._function.__module__.rpartition('.')[2]}.{name}"
-        address = compile_call(call, _CALL, SERIAL, f"{self._function.__name__} for {real}")
+        address = compile_call(call, _CALL, SERIAL, f"{self._function.__name__} for {_REALS[char]}")
         self._compiled[char] = _Compiled(address, _Call(address))
         return self._compiled[char]
 
@@ -202,11 +211,21 @@ _ARGUMENTS = types.CPointer(types.int64)
 _CALL = types.void(_ARGUMENTS, types.intp, types.intp, types.intp)
 
 
-def _numbers(argument, kind: str) -> list[int]:
-    """Return an argument as integers: address, shape and strides of an array, the bits of a float."""
-    if isinstance(argument, np.ndarray):
+def _numbers(argument, kind: types.Type) -> list[int]:
+    """Return an argument as integers: address, shape and strides of an array, the bits of a float.
+
+    Raises
+    ------
+    TypeError
+        If it is not of this kind: compiled code would read and write anywhere.
+    """
+    if isinstance(kind, types.Array):
+        dtype, shape = as_dtype(kind.dtype), getattr(argument, "shape", None)
+        right = isinstance(argument, np.ndarray) and (argument.dtype, argument.ndim) == (dtype, kind.ndim)
+        if not (right and (kind.layout == "A" or argument.flags.c_contiguous)):
+            raise TypeError(f"expected {kind}, got {getattr(argument, 'dtype', type(argument))} of shape {shape}")
         return [argument.ctypes.data, *argument.shape, *argument.strides]
-    if kind == "float":
+    if isinstance(kind, types.Float):
         return [np.float64(argument).view(np.int64).item()]
     return [int(argument)]
 
@@ -259,12 +278,17 @@ def _invoke(typing_context, address, arguments, first, end, thread):
     return types.void(*[types.intp] * 5), generate
 
 
-@cached(nogil=True, parallel=True)
-def _share(address, arguments, tasks, portions):
-    """Run a kernel's tasks on all threads, which take one portion after the other."""
-    for portion in prange(portions):
-        first, end = tasks * portion // portions, tasks * (portion + 1) // portions
-        _invoke(address, arguments, first, end, get_thread_id())
+@cache
+def _sharing() -> Callable[[int, int, int, int], None]:
+    """Make the function that runs a kernel's tasks on all threads, which take one portion after the other."""
+
+    @cached(nogil=True, parallel=True)
+    def share(address, arguments, tasks, portions):
+        for portion in prange(portions):
+            first, end = tasks * portion // portions, tasks * (portion + 1) // portions
+            _invoke(address, arguments, first, end, get_thread_id())
+
+    return share
 
 
 def one(*_) -> int:
