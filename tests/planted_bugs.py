@@ -574,13 +574,6 @@ BUGS = [
         "const bool inside = i >= 0",
         "hostcuda/test_cases.py::test_kernel",
     ),
-    Bug(
-        "processes that compile at once share Numba's numbers",
-        "minicnn/kernels/cpu/cache.py",
-        "            with self._lock():\n                self._numbas.save_overload(*arguments)\n",
-        "            self._numbas.save_overload(*arguments)\n",
-        "test_compiled.py::test_processes_that_compile_at_once_do_not_swap_their_kernels",
-    ),
 ]
 
 
