@@ -85,7 +85,11 @@ def cached(**options: Any) -> Callable[[Callable], Any]:
 
 
 class _OfCall(_InTurn):
-    """Cache of a function that its name identifies; Numba would tell what it closes over by numbers of this process."""
+    """Cache of a function that its name alone identifies.
+
+    Numba's own key includes the functions of a closure, by identifiers that differ in each process: it would never find
+    such a function again.
+    """
 
     def __init__(self, numbas):
         super().__init__(numbas)
