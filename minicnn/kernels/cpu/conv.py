@@ -6,8 +6,12 @@ and 9 x 9. The environment variable MINICNN_CONV chooses "direct" or "winograd" 
 
 import os
 from collections.abc import Callable
+from functools import partial
+
+import numpy as np
 
 from minicnn.kernels.cpu import conv_direct, conv_weights, conv_winograd
+from minicnn.kernels.cpu.layout import Arena, in_turn
 from minicnn.kernels.cpu.tiles import lanes
 from minicnn.kernels.cpu.winograd_tiles import TILE
 
@@ -42,42 +46,54 @@ def is_winograd(k: int, h: int, w: int, itemsize: int) -> bool:
     return possible and WAY != "direct" and (WAY == "winograd" or min(h, w) >= TILE)
 
 
+def _correlation(k: int, h: int, w: int, itemsize: int):
+    """Return the module that correlates: `prepare_correlation`, `correlation_workspace`."""
+    return conv_winograd if is_winograd(k, h, w, itemsize) else conv_direct
+
+
+def _weight_gradient(k: int, h: int, w: int, itemsize: int):
+    """Return the module of the weight gradient: `prepare_weight_gradient`, `weight_gradient_workspace`."""
+    return conv_winograd if is_winograd(k, h, w, itemsize) else conv_weights
+
+
 def prepare_forward(y, x, w, b, s) -> Callable[[], None]:
     """Prepare y = x correlated with w (zero padded, stride 1) + b; arguments as for `backend.conv2d_forward`."""
-    way = conv_winograd if is_winograd(w.shape[2], *x.shape[2:], x.itemsize) else conv_direct
-    return way.prepare_forward(y, x, w, b, s)
+    way = _correlation(w.shape[2], *x.shape[2:], x.itemsize)
+    return in_turn(way.prepare_correlation(y, x, w, b, Arena(s), transposed=False))
 
 
 def prepare_backward_data(dx, dy, w, s, add) -> Callable[[], None]:
     """Prepare dx = dy correlated with w rotated by 180°, channels swapped, as for `backend.conv2d_backward_data`."""
-    way = conv_winograd if is_winograd(w.shape[2], *dy.shape[2:], dy.itemsize) else conv_direct
-    return way.prepare_backward_data(dx, dy, w, s, add)
+    way, arena = _correlation(w.shape[2], *dy.shape[2:], dy.itemsize), Arena(s)
+    if not add:
+        return in_turn(way.prepare_correlation(dx, dy, w, None, arena, transposed=True))
+    fresh = arena.take(*dx.shape)
+    return in_turn(
+        [*way.prepare_correlation(fresh, dy, w, None, arena, transposed=True), partial(np.add, dx, fresh, out=dx)]
+    )
 
 
 def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
     """Prepare dw = dy correlated with x, db = sum of dy over images and pixels (`backend.conv2d_backward_weights`)."""
-    way = conv_winograd if is_winograd(dw.shape[2], *x.shape[2:], x.itemsize) else conv_weights
-    return way.prepare_backward_weights(dw, db, dy, x, s)
+    way = _weight_gradient(dw.shape[2], *x.shape[2:], x.itemsize)
+    return in_turn(way.prepare_weight_gradient(dw, db, dy, x, Arena(s)))
+
+
+def _most(elements: Callable[[int], int]) -> int:
+    """Return the workspace elements that suffice for both float types, given those for an element of some bytes."""
+    return max(elements(4), elements(8)) + _ALIGNMENT
 
 
 def forward_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    """Return the workspace elements of a forward pass, enough for both float types."""
-    sizes = []
-    for itemsize in (4, 8):
-        way = conv_winograd if is_winograd(K, H, W, itemsize) else conv_direct
-        sizes.append(way.correlation_workspace(N, C, O, H, W, K, itemsize))
-    return max(sizes) + _ALIGNMENT
+    """Return the workspace elements of a forward pass."""
+    return _most(lambda size: _correlation(K, H, W, size).correlation_workspace(N, C, O, H, W, K, size))
 
 
 def backward_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    """Return the workspace elements of an input gradient, enough for both float types."""
-    return forward_workspace(N, O, C, H, W, K)
+    """Return the workspace elements of an input gradient, with a copy of dx for `add`."""
+    return forward_workspace(N, O, C, H, W, K) + N * C * H * W
 
 
 def weights_workspace(N, C, O, H, W, K, **_) -> int:  # noqa: E741
-    """Return the workspace elements of a weight gradient, enough for both float types."""
-    sizes = []
-    for itemsize in (4, 8):
-        way = conv_winograd if is_winograd(K, H, W, itemsize) else conv_weights
-        sizes.append(way.weight_gradient_workspace(N, C, O, H, W, K, itemsize))
-    return max(sizes) + _ALIGNMENT
+    """Return the workspace elements of a weight gradient."""
+    return _most(lambda size: _weight_gradient(K, H, W, size).weight_gradient_workspace(N, C, O, H, W, K, size))

@@ -28,7 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minicnn.kernels.cpu.compile import VECTOR_REGISTERS, kernel
-from minicnn.kernels.cpu.layout import Arena, in_turn, layout, with_halo
+from minicnn.kernels.cpu.layout import Arena, layout, with_halo
 from minicnn.kernels.cpu.tiles import block_of, lanes, outer_tile, pointer, row, vector_places
 
 MOST_SCALARS = 9 if VECTOR_REGISTERS == 32 else 6  # output channels of a position tile with two vectors
@@ -145,22 +145,16 @@ def _spans(h: int, w: int, cut: _Cut, multiple: int, k: int, before: int) -> np.
 # ---- prepared calls
 
 
-def prepare_forward(y, x, w, b, s) -> Callable[[], None]:
-    """Prepare y = x correlated with w (zero padded, stride 1) + b; arguments as for `backend.conv2d_forward`."""
-    return in_turn(_prepare(y, x, w, b, Arena(s), transposed=False))
+def prepare_correlation(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
+    """Return the steps of y = x correlated with w + b, to be called in order.
 
-
-def prepare_backward_data(dx, dy, w, s, add) -> Callable[[], None]:
-    """Prepare dx = dy correlated with w rotated by 180°, channels swapped, as for `backend.conv2d_backward_data`."""
-    arena = Arena(s)
-    if not add:
-        return in_turn(_prepare(dx, dy, w, None, arena, transposed=True))
-    fresh = arena.take(*dx.shape)
-    return in_turn([*_prepare(fresh, dy, w, None, arena, transposed=True), partial(np.add, dx, fresh, out=dx)])
-
-
-def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
-    """Return the steps of a correlation, to be called in order; `b` is None for no bias."""
+    Parameters
+    ----------
+    y, x : (N, O, H, W) and (N, C, H, W) arrays
+    w : (O, C, K, K) array
+        `transposed`: (C, O, K, K), rotated by 180° first, for the input gradient.
+    b : (O,) array, or None for no bias
+    """
     n, out_channels, h, width = y.shape
     channels, k, itemsize = x.shape[1], w.shape[2], y.itemsize
     before = k // 2 if transposed else (k - 1) // 2
@@ -198,14 +192,13 @@ def correlation_workspace(n: int, c: int, out_channels: int, h: int, w: int, k: 
     Parameters
     ----------
     n, c, out_channels, h, w, k, itemsize : int
-        Batch size, channels of x, channels of y, rows, columns, kernel size, and bytes of an element. The result
-        includes the copy of dx that the input gradient needs for `add`.
+        Batch size, channels of x, channels of y, rows, columns, kernel size, and bytes of an element.
     """
     tile = _tile_for(out_channels, c, k, h, w, itemsize)
     blocks = -(-out_channels // tile.out_channels)
     planes = n * c * layout(h, w, k // 2)[2]
     sums = n * blocks * h * tile.pixels * tile.out_channels + tile.pixels
-    return planes + blocks * tile.out_channels * (c * k * k + 1) + sums + n * out_channels * h * w
+    return planes + blocks * tile.out_channels * (c * k * k + 1) + sums
 
 
 # ---- compiled kernels

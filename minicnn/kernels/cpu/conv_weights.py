@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 
 from minicnn.kernels.cpu.compile import SERIAL, VECTOR_REGISTERS, kernel
-from minicnn.kernels.cpu.layout import Arena, halo_of, in_turn, layout, view, with_halo
+from minicnn.kernels.cpu.layout import Arena, halo_of, layout, view, with_halo
 from minicnn.kernels.cpu.tiles import block_of, inner_tile, lane_sum, lanes, outer_tile, pointer, row, vector_places
 
 STRIP = 1024  # positions processed at a time, few enough that their data stay in the L1 cache
@@ -115,12 +115,11 @@ def _strips(h: int, w: int, k: int, distance: int, itemsize: int) -> tuple[np.nd
 # ---- prepared call
 
 
-def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
-    """Prepare dw = dy correlated with x, db = sum of dy over images and pixels (`backend.conv2d_backward_weights`)."""
+def prepare_weight_gradient(dw, db, dy, x, arena: Arena) -> list[Callable]:
+    """Return the steps of dw = dy correlated with x, db = sum of dy over images and pixels, to be called in order."""
     n, out_channels, h, w = dy.shape
     channels, k, itemsize = x.shape[1], dw.shape[2], dw.itemsize
     tile = _tile_for(out_channels, channels, k, h, w, itemsize)
-    arena = Arena(s)
     x, steps = with_halo(x, k // 2, arena)
     blocks, groups = -(-out_channels // tile.out_channels), -(-k // tile.taps)
     if tile.channels:
@@ -130,7 +129,7 @@ def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
         multiply = _multiply_channels(tile.out_channels // lanes(itemsize), tile.taps)
         steps += [_turn.bind(turned, dy), partial(zeros.fill, 0)]
         steps.append(multiply.bind(dw, db, turned, x, zeros, sums, vector_places(itemsize)))
-        return in_turn(steps)
+        return steps
     distance = x.strides[2] // itemsize
     if halo_of(dy) < k // 2 or dy.strides[2] != x.strides[2]:  # dy and x share one table of offsets
         memory = arena.take(n * out_channels * layout(h, w, distance - w)[2])
@@ -141,7 +140,7 @@ def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
     sums = arena.take(blocks * channels, k * groups * tile.out_channels * tile.taps * lanes(itemsize))
     multiply = _multiply_positions(tile.taps, tile.out_channels)
     steps.append(multiply.bind(dw, db, dy, x, sums, places, ranges, max(1, STRIP // (h * w))))
-    return in_turn(steps)
+    return steps
 
 
 def weight_gradient_workspace(n: int, c: int, o: int, h: int, w: int, k: int, itemsize: int) -> int:

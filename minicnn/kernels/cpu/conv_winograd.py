@@ -22,19 +22,21 @@ whose transformed tiles stay in the L2 cache::
 Planes whose sides are not multiples of a tile are copied into larger ones.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
 
 from minicnn.kernels.cpu.compile import VECTOR_BYTES, kernel
-from minicnn.kernels.cpu.layout import Arena, in_turn, layout, view, with_halo
+from minicnn.kernels.cpu.layout import Arena, layout, view, with_halo
 from minicnn.kernels.cpu.tiles import pointer
-from minicnn.kernels.cpu.winograd_blocks import LINE, QUADS, Correlation, Tiling, WeightGradient
+from minicnn.kernels.cpu.winograd_blocks import INPUTS, PAIRS, QUADS, Correlation, Tiling, WeightGradient
 from minicnn.kernels.cpu.winograd_products import gradient_products, products
 from minicnn.kernels.cpu.winograd_tiles import (
     FREQUENCIES,
     TAPS,
+    TILE,
     restore_kernel,
     transform_gradient,
     transform_input,
@@ -43,20 +45,6 @@ from minicnn.kernels.cpu.winograd_tiles import (
 )
 
 # ---- prepared calls
-
-
-def prepare_forward(y, x, w, b, s) -> Callable[[], None]:
-    """Prepare y = x correlated with w (zero padded, stride 1) + b; arguments as for `backend.conv2d_forward`."""
-    return in_turn(_prepare(y, x, w, b, Arena(s), transposed=False))
-
-
-def prepare_backward_data(dx, dy, w, s, add) -> Callable[[], None]:
-    """Prepare dx = dy correlated with w rotated by 180°, channels swapped, as for `backend.conv2d_backward_data`."""
-    arena = Arena(s)
-    if not add:
-        return in_turn(_prepare(dx, dy, w, None, arena, transposed=True))
-    fresh = arena.take(*dx.shape)
-    return in_turn([*_prepare(fresh, dy, w, None, arena, transposed=True), partial(np.add, dx, fresh, out=dx)])
 
 
 def _elements(x: np.ndarray) -> tuple[int, int]:
@@ -74,8 +62,8 @@ def _enlarged(x: np.ndarray, tiling: Tiling, halo: int, arena: Arena) -> tuple[n
     return copy, [partial(memory.fill, 0), partial(np.copyto, copy[:, :, : x.shape[2], : x.shape[3]], x)]
 
 
-def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
-    """Return the steps of a correlation, to be called in order; `b` is None for no bias."""
+def prepare_correlation(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
+    """Return the steps of y = x correlated with w + b, to be called in order; as in `conv_direct`."""
     n, out_channels, h, width = y.shape
     sizes = Correlation.of(n, x.shape[1], out_channels, h, width, w.shape[2], y.itemsize)
     tiling, outputs = sizes.tiling, sizes.outputs
@@ -91,17 +79,17 @@ def _prepare(y, x, w, b, arena: Arena, transposed: bool) -> list[Callable]:
     scratch = arena.take(*sizes.scratch)
     tables = tiling.tables(*_elements(x), of_input=True), tiling.tables(*_elements(target), of_input=False)
     convolve = _convolution(outputs, QUADS[outputs], tiling.segments)
-    steps.append(convolve.bind(target, x, u, bias, scratch, *tables, tiling.counts(), tiling.rows))
+    steps.append(convolve.bind(target, x, u, bias, scratch, *tables, tiling.counts(), sizes.steps))
     if target is not y:
         steps.append(partial(np.copyto, y, target[:, :, :h, :width]))
     return steps
 
 
-def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
-    """Prepare dw = dy correlated with x, db = sum of dy over images and pixels (`backend.conv2d_backward_weights`)."""
+def prepare_weight_gradient(dw, db, dy, x, arena: Arena) -> list[Callable]:
+    """Return the steps of dw = dy correlated with x, db = sum of dy over images and pixels, to be called in order."""
     n, out_channels, h, width = dy.shape
     sizes = WeightGradient.of(n, x.shape[1], out_channels, h, width, dw.shape[2], dw.itemsize)
-    tiling, arena = sizes.tiling, Arena(s)
+    tiling = sizes.tiling
     x, steps = _enlarged(x, tiling, dw.shape[2] // 2, arena)
     if tiling.padded != (h, width):
         dy, more = _enlarged(dy, tiling, 0, arena)
@@ -110,10 +98,10 @@ def prepare_backward_weights(dw, db, dy, x, s) -> Callable[[], None]:
     sums = arena.take(sizes.chunks, out_channels)
     tables = tiling.tables(*_elements(x), of_input=True), tiling.tables(*_elements(dy), of_input=False)
     accumulate = _accumulation(sizes.outputs, tiling.segments)
-    steps.append(accumulate.bind(du, sums, dy, x, scratch, *tables, tiling.counts(), tiling.rows))
+    steps.append(accumulate.bind(du, sums, dy, x, scratch, *tables, tiling.counts(), sizes.steps))
     taps = arena.take(out_channels, TAPS * FREQUENCIES)
     steps.append(_restore_weights.bind(dw, db, du, sums, taps))
-    return in_turn(steps)
+    return steps
 
 
 def _room(n: int, c: int, tiling: Tiling) -> int:
@@ -122,18 +110,17 @@ def _room(n: int, c: int, tiling: Tiling) -> int:
 
 
 def correlation_workspace(n: int, c: int, out_channels: int, h: int, w: int, k: int, itemsize: int) -> int:
-    """Return the number of workspace elements of a correlation, with the copy of dx that `add` needs."""
+    """Return the number of workspace elements of a correlation."""
     sizes = Correlation.of(n, c, out_channels, h, w, k, itemsize)
-    height, width = sizes.tiling.padded
-    arrays = np.prod(sizes.u_shape) + 40 * sizes.u_shape[1] + np.prod(sizes.scratch) + out_channels
-    return int(arrays) + _room(n, c, sizes.tiling) + 2 * n * out_channels * height * width
+    arrays = sizes.u_shape, (sizes.u_shape[1], TAPS * TAPS), sizes.scratch, (n, out_channels, *sizes.tiling.padded)
+    return sum(map(math.prod, arrays)) + out_channels + _room(n, c, sizes.tiling)
 
 
 def weight_gradient_workspace(n: int, c: int, o: int, h: int, w: int, k: int, itemsize: int) -> int:
     """Return the number of workspace elements of a weight gradient."""
     sizes = WeightGradient.of(n, c, o, h, w, k, itemsize)
-    arrays = np.prod(sizes.du_shape) + np.prod(sizes.scratch) + (sizes.chunks + 104) * o
-    return int(arrays) + _room(n, c, sizes.tiling) + _room(n, o, sizes.tiling)
+    arrays = sizes.du_shape, sizes.scratch, (sizes.chunks + TAPS * FREQUENCIES, o)
+    return sum(map(math.prod, arrays)) + _room(n, c, sizes.tiling) + _room(n, o, sizes.tiling)
 
 
 # ---- compiled kernels
@@ -147,7 +134,7 @@ def _transform_weights(tasks, u, w, taps, out_channels, transposed):
     are 0. One task for each block.
     """
     _, blocks, parts, channels, width = u.shape
-    outputs, k = width // 4, w.shape[2]
+    outputs, k = width // TILE, w.shape[2]
     for block in range(tasks[0], tasks[1]):
         t = taps[block]
         for part in range(parts):
@@ -161,12 +148,12 @@ def _transform_weights(tasks, u, w, taps, out_channels, transposed):
                         for a in range(rows):
                             for b in range(columns):
                                 if transposed:
-                                    t[5 * a + b] = w[c, o, k - 1 - top - a, k - 1 - left - b]
+                                    t[TAPS * a + b] = w[c, o, k - 1 - top - a, k - 1 - left - b]
                                 else:
-                                    t[5 * a + b] = w[o, c, top + a, left + b]
+                                    t[TAPS * a + b] = w[o, c, top + a, left + b]
                     else:
                         t[:] = 0
-                    place = ((block * parts + part) * channels + c) * width + 4 * f
+                    place = ((block * parts + part) * channels + c) * width + TILE * f
                     transform_kernel(pointer(t, 0), pointer(u, place), blocks * parts * channels * width)
 
 
@@ -174,17 +161,14 @@ def _transform_weights(tasks, u, w, taps, out_channels, transposed):
 def _convolution(outputs: int, quads: int, segments: int):
     """Make the kernel whose products have `outputs` output channels and `quads` quads."""
 
-    @kernel("planes planes packed flat flat2 table table table int", lambda *given: given[5].shape[0])
-    def convolve(tasks, y, x, u, bias, scratch, x_places, y_places, counts, most_rows):
+    @kernel("planes planes packed flat flat2 table table table places", lambda *given: given[5].shape[0])
+    def convolve(tasks, y, x, u, bias, scratch, x_places, y_places, counts, steps):
         """Transform, multiply and transform back, one task for each block of tiles."""
-        lane_count, line = VECTOR_BYTES // y.itemsize, LINE // y.itemsize
+        lane_count = VECTOR_BYTES // y.itemsize
         _, blocks, parts, channels, _ = u.shape
         extra = 1 if parts > 1 else 0
-        row_quads = x_places.shape[1] // (segments * (most_rows + extra))
-        m_quads = (row_quads - extra + quads - 1) // quads * quads
-        v_step, m_step = (most_rows + extra) * row_quads * lane_count, most_rows * m_quads * lane_count
-        v_channel, m_channel = 16 * v_step + line, 16 * m_step + line
-        m_start = (channels * v_channel + 2 * quads * lane_count + line - 1) // line * line
+        row_quads, v_step, v_channel = steps[0], steps[1], steps[2]
+        m_quads, m_step, m_channel, m_start = steps[3], steps[4], steps[5], steps[6]
         y_channel, y_row = y.strides[1] // y.itemsize, y.strides[2] // y.itemsize
         x_channel, x_row = x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
         for task in range(tasks[0], tasks[1]):
@@ -196,10 +180,10 @@ def _convolution(outputs: int, quads: int, segments: int):
                     for q in range(n_quads + extra):
                         run = task * x_places.shape[1] + (r * row_quads + q) * segments
                         target = pointer(own, c * v_channel + (r * row_quads + q) * lane_count)
-                        transform_input(segments, plane, x_row, pointer(x_places, run), target, v_step)
-            for pair in range(16):
+                        transform_input(segments, plane, x_row, pointer(x_places, run), x_channel, target, v_step)
+            for pair in range(PAIRS):
                 for block in range(blocks):
-                    weights = pointer(u, (pair * blocks + block) * parts * channels * outputs * 4)
+                    weights = pointer(u, (pair * blocks + block) * parts * channels * outputs * TILE)
                     first = m_start + block * outputs * m_channel + pair * m_step
                     for r in range(rows):
                         for q in range(0, n_quads, quads):
@@ -216,7 +200,7 @@ def _convolution(outputs: int, quads: int, segments: int):
                         run = task * y_places.shape[1] + (r * (row_quads - extra) + q) * segments
                         source = pointer(own, m_start + o * m_channel + (r * m_quads + q) * lane_count)
                         transform_output(
-                            segments, source, m_step, pointer(bias, o), plane, y_row, pointer(y_places, run)
+                            segments, source, m_step, pointer(bias, o), plane, y_row, pointer(y_places, run), y_channel
                         )
 
     return convolve
@@ -226,17 +210,14 @@ def _convolution(outputs: int, quads: int, segments: int):
 def _accumulation(outputs: int, segments: int):
     """Make the kernel of the weight gradient whose products have `outputs` output channels."""
 
-    @kernel("packed flat2 planes planes flat2 table table table int", lambda du, *_: du.shape[0])
-    def accumulate(tasks, du, sums, dy, x, scratch, x_places, y_places, counts, most_rows):
+    @kernel("packed flat2 planes planes flat2 table table table places", lambda du, *_: du.shape[0])
+    def accumulate(tasks, du, sums, dy, x, scratch, x_places, y_places, counts, steps):
         """Sum the products of transformed tiles, one task for each chunk of blocks; `sums` are those of dy."""
-        lane_count, line = VECTOR_BYTES // dy.itemsize, LINE // dy.itemsize
+        lane_count = VECTOR_BYTES // dy.itemsize
         chunks, parts, _, padded, width = du.shape
         extra = 1 if parts > 1 else 0
-        row_quads = x_places.shape[1] // (segments * (most_rows + extra))
-        d_quads = row_quads - extra
-        v_step, d_step = (most_rows + extra) * row_quads * lane_count, most_rows * d_quads * lane_count
-        v_channel, d_channel = 16 * v_step + line, 16 * d_step + line
-        d_start = (width // 4 * v_channel + 2 * lane_count + line - 1) // line * line
+        row_quads, v_step, v_channel = steps[0], steps[1], steps[2]
+        d_quads, d_step, d_channel, d_start = steps[3], steps[4], steps[5], steps[6]
         y_channel, y_row = dy.strides[1] // dy.itemsize, dy.strides[2] // dy.itemsize
         x_channel, x_row = x.strides[1] // dy.itemsize, x.strides[2] // dy.itemsize
         blocks = x_places.shape[0]
@@ -244,7 +225,7 @@ def _accumulation(outputs: int, segments: int):
             own = scratch[chunk]
             du[chunk] = 0
             sums[chunk] = 0
-            for place in range(x.shape[1] * v_channel, width // 4 * v_channel):
+            for place in range(x.shape[1] * v_channel, width // TILE * v_channel):
                 own[place] = 0
             for place in range(d_start + dy.shape[1] * d_channel, d_start + padded * d_channel):
                 own[place] = 0
@@ -256,29 +237,36 @@ def _accumulation(outputs: int, segments: int):
                         for q in range(n_quads + extra):
                             run = task * x_places.shape[1] + (r * row_quads + q) * segments
                             target = pointer(own, c * v_channel + (r * row_quads + q) * lane_count)
-                            transform_input(segments, plane, x_row, pointer(x_places, run), target, v_step)
+                            transform_input(segments, plane, x_row, pointer(x_places, run), x_channel, target, v_step)
                 for o in range(dy.shape[1]):
                     plane = pointer(dy, o * y_channel)
                     for r in range(rows):
                         for q in range(n_quads):
                             run = task * y_places.shape[1] + (r * d_quads + q) * segments
                             place = d_start + o * d_channel + (r * d_quads + q) * lane_count
-                            real = counts[task, 2] - (r * n_quads + q) * (lane_count // 4)
+                            real = counts[task, 2] - (r * n_quads + q) * (lane_count // TILE)
                             transform_gradient(
-                                segments, plane, y_row, pointer(y_places, run), real, pointer(own, place), d_step
+                                segments,
+                                plane,
+                                y_row,
+                                pointer(y_places, run),
+                                y_channel,
+                                real,
+                                pointer(own, place),
+                                d_step,
                             )
-                            for lane in range(1, lane_count, 4):  # frequencies (1, 1): the sum of a tile
+                            for lane in range(1, lane_count, TILE):  # frequencies (1, 1): the sum of a tile
                                 sums[chunk, o] += own[place + 2 * d_step + lane]
-                for pair in range(16):
+                for pair in range(PAIRS):
                     for part in range(parts):
-                        shift = part // 2 * row_quads * lane_count + part % 2 * 4
-                        for o in range(0, padded, outputs):
-                            gradients = pointer(own, d_start + o * d_channel + pair * d_step)
-                            for c in range(0, width // 4, 4):
-                                place = (((chunk * parts + part) * 16 + pair) * padded + o) * width + 4 * c
-                                source = pointer(own, c * v_channel + pair * v_step + shift)
+                        shift = part // 2 * row_quads * lane_count + part % 2 * TILE
+                        for c in range(0, width // TILE, INPUTS):
+                            source = pointer(own, c * v_channel + pair * v_step + shift)
+                            for o in range(0, padded, outputs):
+                                place = (((chunk * parts + part) * PAIRS + pair) * padded + o) * width + TILE * c
+                                gradients = pointer(own, d_start + o * d_channel + pair * d_step)
                                 gradient_products(
-                                    outputs, 4, (pointer(du, place), width),
+                                    outputs, INPUTS, (pointer(du, place), width),
                                     (gradients, d_channel, d_quads * lane_count),
                                     (source, v_channel, row_quads * lane_count), rows, n_quads,
                                 )  # fmt: skip
@@ -298,9 +286,9 @@ def _restore_weights(tasks, dw, db, du, sums, taps):
             db[o] += sums[chunk, o]
         for c in range(dw.shape[1]):
             for part in range(parts):
-                source = pointer(du, part * pairs * step + o * width + 4 * c)
+                source = pointer(du, part * pairs * step + o * width + TILE * c)
                 restore_kernel(source, step, parts * pairs * step, chunks, pointer(t, 0))
                 top, left = part // 2 * 4, part % 2 * 4
                 for a in range(5 if parts == 1 or top else 4):
                     for b in range(5 if parts == 1 or left else 4):
-                        dw[o, c, top + a, left + b] = t[8 * b + a]
+                        dw[o, c, top + a, left + b] = t[FREQUENCIES * b + a]

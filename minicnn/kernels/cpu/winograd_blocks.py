@@ -20,7 +20,7 @@ QUADS = (
 )
 MOST_GRADIENTS = 6 if VECTOR_REGISTERS == 32 else 3  # output channels of a product of the weight gradient
 BLOCK_TILES = 24  # tiles of a block, few enough that they stay in the L2 cache
-GRADIENT_TILES = 64  # of a block of a weight gradient with few channels, whose sums over lanes are then rarer
+GRADIENT_TILES = 96  # of a block of a weight gradient: more of them, since its sums over lanes are then rarer
 INPUTS = 4  # input channels of it
 CHUNKS = 4  # parts of a weight gradient, which threads sum apart; their number must not depend on the threads
 
@@ -102,13 +102,28 @@ class Tiling(NamedTuple):
             return self.n * -(-self.padded[0] // TILE // self.rows)
         return -(-self.all_quads // self.row_quads)
 
-    def v_channel(self) -> int:
-        """Elements of the transformed input of one channel, an odd number of cache lines."""
-        return PAIRS * (self.rows + self.extra) * (self.row_quads + self.extra) * self.lanes + LINE // self.itemsize
+    def steps(self, channels: int, quads: int) -> np.ndarray:
+        """Return distances in the memory of a thread or a chunk, in elements but for the first and the fourth.
 
-    def m_channel(self, quads: int) -> int:
-        """Elements of the transformed output of one channel, with rows of a multiple of `quads` quads."""
-        return PAIRS * self.rows * _up(self.row_quads, quads) * self.lanes + LINE // self.itemsize
+        Parameters
+        ----------
+        channels : int
+            Channels of the transformed input V.
+        quads : int
+            Rows of the transformed output, or of the transformed gradient, have a multiple of so many quads.
+
+        Returns
+        -------
+        (7,) int64
+            Quads of a row of V, distance of its vectors and of its channels; the same three for the sums M (or the
+            gradients D); and where these begin. A channel has an odd number of cache lines.
+        """
+        line, row, m_row = LINE // self.itemsize, self.row_quads + self.extra, _up(self.row_quads, quads)
+        v_step, m_step = (self.rows + self.extra) * row * self.lanes, self.rows * m_row * self.lanes
+        v_channel, m_channel = PAIRS * v_step + line, PAIRS * m_step + line
+        # products read up to two groups of quads past the last channel
+        start = _up(channels * v_channel + 2 * quads * self.lanes, line)
+        return np.array([row, v_step, v_channel, m_row, m_step, m_channel, start])
 
     def tables(self, image: int, row: int, of_input: bool) -> np.ndarray:
         """Return the first element of each run, (blocks, runs) int, for the given distances of images and rows."""
@@ -169,12 +184,15 @@ class Correlation(NamedTuple):
         return PAIRS, blocks, self.tiling.parts, self.channels, TILE * self.outputs
 
     @property
+    def steps(self) -> np.ndarray:
+        """Distances in the memory of a thread (`Tiling.steps`)."""
+        return self.tiling.steps(self.channels, QUADS[self.outputs])
+
+    @property
     def scratch(self) -> tuple[int, int]:
         """Shape of the memory of all threads."""
-        t, quads = self.tiling, QUADS[self.outputs]
-        v = self.channels * t.v_channel() + 2 * quads * t.lanes
-        m = self.u_shape[1] * self.outputs * t.m_channel(quads)
-        return 1 if t.blocks == 1 else _threads(), _up(v, LINE // t.itemsize) + _up(m, LINE // t.itemsize)
+        *_, m_channel, start = self.steps.tolist()
+        return 1 if self.tiling.blocks == 1 else _threads(), start + self.u_shape[1] * self.outputs * m_channel
 
 
 class WeightGradient(NamedTuple):
@@ -187,8 +205,9 @@ class WeightGradient(NamedTuple):
     @classmethod
     def of(cls, n: int, c: int, o: int, h: int, w: int, k: int, itemsize: int) -> "WeightGradient":
         """Choose the block size."""
-        tiles = GRADIENT_TILES if c <= 24 else BLOCK_TILES
-        return cls(Tiling(n, h, w, k, itemsize, 4 if k > 5 else tiles * TILE // lanes(itemsize)), c, o)
+        tiles = n * -(-h // TILE) * -(-w // TILE)
+        most = min(GRADIENT_TILES, -(-tiles // CHUNKS)) * TILE // lanes(itemsize)
+        return cls(Tiling(n, h, w, k, itemsize, 4 if k > 5 else max(1, most)), c, o)
 
     @property
     def outputs(self) -> int:
@@ -205,9 +224,12 @@ class WeightGradient(NamedTuple):
         return self.chunks, self.tiling.parts, PAIRS, outputs, TILE * inputs
 
     @property
+    def steps(self) -> np.ndarray:
+        """Distances in the memory of a chunk (`Tiling.steps`)."""
+        return self.tiling.steps(_up(self.channels, INPUTS), 1)
+
+    @property
     def scratch(self) -> tuple[int, int]:
         """Shape of the memory of all chunks."""
-        t = self.tiling
-        v = _up(self.channels, INPUTS) * t.v_channel() + 2 * t.lanes
-        d = _up(self.out_channels, self.outputs) * t.m_channel(1)
-        return self.chunks, _up(v, LINE // t.itemsize) + _up(d, LINE // t.itemsize)
+        *_, d_channel, start = self.steps.tolist()
+        return self.chunks, start + _up(self.out_channels, self.outputs) * d_channel

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from minicnn.kernels.cpu.tiles import PLACES, Emitter
@@ -43,6 +44,19 @@ class Quads(Emitter):
 
     def splat(self, value: float) -> ir.Constant:
         return ir.Constant(self.vector, [ir.Constant(self.scalar, value)] * self.count)
+
+    def prefetch(self, pixels, row, run, rows: int) -> None:
+        """Ask for the cache lines of `rows` rows at pixels[run].
+
+        The processor itself does not look ahead to the next channel, which lies in another page of memory. An address
+        outside of the array does no harm.
+        """
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        for i in range(rows):
+            place = self.at(pixels, self.builder.add(run, self.builder.mul(row, self.const(i))))
+            self.builder.call(function, [self.builder.bitcast(place, byte), number(0), number(3), number(1)])
 
     def fma(self, factor: float, a, b):
         """Return factor a + b."""
@@ -151,7 +165,7 @@ class Quads(Emitter):
 
 
 @intrinsic(prefer_literal=True)
-def transform_input(typing_context, segments, x, x_row, places, v, v_step):
+def transform_input(typing_context, segments, x, x_row, places, x_channel, v, v_step):
     """Write B^T d B of the 8 x 8 pixels d of each tile of a quad.
 
     Parameters
@@ -163,16 +177,19 @@ def transform_input(typing_context, segments, x, x_row, places, v, v_step):
         Elements from row to row.
     places : pointer to int
         First pixel of each run.
+    x_channel : int
+        Elements to the next channel, whose pixels are prefetched.
     v, v_step : pointer, int
         Where vector 0 is written, and elements from vector to vector.
     """
     n_segments = segments.literal_value
-    signature = types.void(segments, x, types.intp, PLACES, v, types.intp)
+    signature = types.void(segments, x, types.intp, PLACES, types.intp, v, types.intp)
 
     def generate(context, builder, signature, arguments):
-        _, pixels, row, first, target, step = arguments
+        _, pixels, row, first, channel, target, step = arguments
         e = Quads(context, builder, x.dtype, n_segments)
         (runs,) = e.places(first, 1)
+        e.prefetch(pixels, row, builder.add(runs[0], channel), FREQUENCIES)
         halves: list[list] = [[], []]
         for left in (0, 4):
             columns = []
@@ -191,15 +208,16 @@ def transform_input(typing_context, segments, x, x_row, places, v, v_step):
 
 
 @intrinsic(prefer_literal=True)
-def transform_output(typing_context, segments, m, m_step, bias, y, y_row, places):
+def transform_output(typing_context, segments, m, m_step, bias, y, y_row, places, y_channel):
     """Write A^T m A + bias, the 4 x 4 pixels of each tile of a quad; arguments as in `transform_input`."""
     n_segments = segments.literal_value
-    signature = types.void(segments, m, types.intp, m, y, types.intp, PLACES)
+    signature = types.void(segments, m, types.intp, m, y, types.intp, PLACES, types.intp)
 
     def generate(context, builder, signature, arguments):
-        _, source, step, bias_data, pixels, row, first = arguments
+        _, source, step, bias_data, pixels, row, first, channel = arguments
         e = Quads(context, builder, m.dtype, n_segments)
         (runs,) = e.places(first, 1)
+        e.prefetch(pixels, row, builder.add(runs[0], channel), TILE)
         start = e.broadcast(bias_data)
         columns: list = []
         for h in (0, 1):
@@ -214,15 +232,16 @@ def transform_output(typing_context, segments, m, m_step, bias, y, y_row, places
 
 
 @intrinsic(prefer_literal=True)
-def transform_gradient(typing_context, segments, dy, dy_row, places, real, d, d_step):
+def transform_gradient(typing_context, segments, dy, dy_row, places, dy_channel, real, d, d_step):
     """Write A dy A^T of the 4 x 4 pixels of each tile of a quad; 0 for all but its first `real` tiles."""
     n_segments = segments.literal_value
-    signature = types.void(segments, dy, types.intp, PLACES, types.intp, d, types.intp)
+    signature = types.void(segments, dy, types.intp, PLACES, types.intp, types.intp, d, types.intp)
 
     def generate(context, builder, signature, arguments):
-        _, pixels, row, first, real_, target, step = arguments
+        _, pixels, row, first, channel, real_, target, step = arguments
         e = Quads(context, builder, dy.dtype, n_segments)
         (runs,) = e.places(first, 1)
+        e.prefetch(pixels, row, builder.add(runs[0], channel), TILE)
         integers = ir.VectorType(e.index, e.count)
         count = builder.insert_element(ir.Constant(integers, ir.Undefined), real_, ir.IntType(32)(0))
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), e.count), [0] * e.count)
