@@ -512,6 +512,13 @@ BUGS = [
         "test_training.py::test_one_process_holds_a_run",
     ),
     Bug(
+        "Ctrl-C reaches the processes that draw, which complain",
+        "icnn/synthetic/processes.py",
+        "{signal.SIGINT, signal.SIGTERM}",
+        "set()",
+        "test_drawing.py::test_a_signal_while_drawing_ends_all_with_one_line",
+    ),
+    Bug(
         "the first who has decoded puts the warning filters back",
         "icnn/data/images.py",
         "            if not _Quiet.users:\n                _Quiet.back.close()",

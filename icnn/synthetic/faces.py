@@ -11,10 +11,12 @@ Coordinates are the head coordinates of `icnn.synthetic.shapes`.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 from icnn.data.folder import Face
+from icnn.data.write_folder import write_face
 from icnn.synthetic.canvas import BLACK, IRIS, WHITE, Canvas, develop, light_head, mix, noise, pick, textured
 from icnn.synthetic.shapes import Drawn, ellipse, mirrored, normal, polyline, ribbon, smooth, uniform
 from icnn.synthetic.surroundings import back_hair, background, blemishes, body, front_hair, hair_texture, hat, scatter
@@ -294,6 +296,22 @@ def face_generator(seed: int, stream: str, index: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS.index(stream), index)))
 
 
+def face_name(index: int) -> str:
+    """Return the name of face `index`: synthetic_00000 and so on."""
+    return f"synthetic_{index:05d}"
+
+
+def synthetic_face(seed: int, split: str, index: int) -> Face:
+    """Draw face `index` of a split, 256 x 256 pixels; see `face_generator`."""
+    return Face(face_name(index), np.concatenate(draw_face(face_generator(seed, split, index)), axis=2))
+
+
+def write_synthetic_face(root: Path, seed: int, index: int) -> str:
+    """Draw face `index` of the stream "folder", write it in the layout of Smith et al., and return its name."""
+    write_face(root, face_name(index), *draw_face(face_generator(seed, "folder", index)))
+    return face_name(index)
+
+
 def synthetic_faces(count: int, seed: int, split: str) -> list[Face]:
     """Draw the first `count` faces of a split.
 
@@ -305,11 +323,5 @@ def synthetic_faces(count: int, seed: int, split: str) -> list[Face]:
         At least 0.
     split : {"exemplars", "tuning", "testing"}
         Splits have no face in common.
-
-    Returns
-    -------
-    list of Face
-        256 x 256 pixels, named synthetic_00000 and so on.
     """
-    drawn = (draw_face(face_generator(seed, split, index)) for index in range(count))
-    return [Face(f"synthetic_{index:05d}", np.concatenate(face, axis=2)) for index, face in enumerate(drawn)]
+    return [synthetic_face(seed, split, index) for index in range(count)]

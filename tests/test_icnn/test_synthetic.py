@@ -10,6 +10,7 @@ from icnn.data.folder import SmithFolder
 from icnn.errors import InputError
 from icnn.evaluate.baselines import ColourClassifier, ConstantPrior
 from icnn.synthetic import __main__ as synthetic
+from icnn.synthetic import faces
 from icnn.synthetic.faces import STREAMS, draw_face, face_generator, synthetic_faces
 from icnn.synthetic.shapes import Drawn, normal, uniform
 
@@ -153,8 +154,8 @@ def test_the_folder_is_a_function_of_seed_and_index(tmp_path):
 
 def test_80_10_10(tmp_path, monkeypatch):
     blank = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2, 9), np.uint8)
-    monkeypatch.setattr(synthetic, "draw_face", lambda rng: blank)
-    synthetic.main(["--out", str(tmp_path), "--count", "100"])
+    monkeypatch.setattr(faces, "draw_face", lambda rng: blank)
+    synthetic.main(["--out", str(tmp_path), "--count", "100", "--threads", "1"])
     folder = SmithFolder(tmp_path)
     assert [len(folder.names(split)) for split in ("exemplars", "tuning", "testing")] == [80, 10, 10]
 
