@@ -512,6 +512,20 @@ BUGS = [
         "test_training.py::test_one_process_holds_a_run",
     ),
     Bug(
+        "a resumed training draws its faces again",
+        "icnn/train/splits.py",
+        "stored = the_run.load_faces(counts)",
+        "stored = {}",
+        "test_splits.py::test_stored_faces_are_not_drawn_again",
+    ),
+    Bug(
+        "damaged faces end a training",
+        "icnn/train/run_folder.py",
+        "tensors, metadata = load_tensors(self._drawn)\n        except CheckpointError:",
+        "tensors, metadata = load_tensors(self._drawn)\n        except OSError:",
+        "test_splits.py::test_damaged_faces_are_drawn_again_with_one_line",
+    ),
+    Bug(
         "Ctrl-C reaches the processes that draw, which complain",
         "icnn/synthetic/processes.py",
         "{signal.SIGINT, signal.SIGTERM}",

@@ -71,6 +71,7 @@ def test_a_training_writes_every_file_of_the_contract(trained):
     weights = {f"weights/{name}.safetensors" for name in NETWORKS}
     assert names >= {"config.toml", "log.jsonl", "evaluation.json", "report.html", *weights}
     assert not [name for name in names - {".lock"} if "/." in name or name.startswith(".")], "temporary files left"
+    assert "state/faces.safetensors" not in names, "synthetic faces are kept only while there is something to resume"
     check_schema(json.loads((trained / "evaluation.json").read_text()), "testing", 3)
     entries = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [(entry["network"], entry["step"]) for entry in entries] == [

@@ -84,8 +84,8 @@ def test_photographs_that_vanish_during_a_training_are_not_missed(photographs, t
     copy = shutil.copytree(photographs, tmp_path / "copy")
     load_splits = icnn.train.__main__.load_splits
 
-    def then_gone(config):
-        splits = load_splits(config)
+    def then_gone(*arguments):
+        splits = load_splits(*arguments)
         shutil.rmtree(copy)
         return splits
 

@@ -1,19 +1,17 @@
 """Command ``python -m icnn.train``: train the five networks, fit the modulation, evaluate, write the report."""
 
-import hashlib
 import json
 import zlib
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from icnn.cli import Parser, Signals, compilation_announced, existing_folder, limit_memory, progress, run
+from icnn.cli import Parser, Signals, compilation_announced, existing_folder, limit_memory, run
 from icnn.config import Config, config_text, load_config, recipes
-from icnn.data.folder import Face, SmithFolder
 from icnn.errors import InputError
 from icnn.evaluate.baselines import ColourClassifier, ConstantPrior
 from icnn.evaluate.metrics import confusion, f_measures
@@ -24,25 +22,13 @@ from icnn.model.weights import complete_network
 from icnn.report.page import format_table, write_report
 from icnn.report.showcase import pipeline_example, result_examples
 from icnn.stages import NETWORKS
-from icnn.synthetic.faces import synthetic_faces
 from icnn.train.batches import require_parts, shard_count
 from icnn.train.run_folder import ReadOnlyRun, Run, write_json
+from icnn.train.splits import Splits, digest_of, load_splits
 from icnn.train.trainer import train_network
 from minicnn.checkpoint import program_version
 from minicnn.distributed import Communicator, join
 from minicnn.kernels import choose_backend
-
-#: Numbers of training and validation images in the paper (Sec. 4.1).
-PAPER_SPLIT = (2000, 230)
-
-
-class Splits(NamedTuple):
-    """Faces for training, validation and evaluation, and a sentence that describes their source."""
-
-    exemplars: list[Face]
-    tuning: list[Face]
-    evaluated: list[Face]
-    source: str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             held.enter_context(the_run.locked())
         backend, reason = choose_backend(options.backend)
         the_run.say(f"{the_run.folder}: {reason}")
-        splits = load_splits(config)
+        splits = load_splits(config, the_run, signals)
         faces = _check_faces(comm, config, splits)
         if options.resume:
             the_run.require_faces(faces)
@@ -71,11 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             the_run.require_new()  # another process may have created it meanwhile
         the_run.open(config)
         the_run.note_faces(faces)
+        if splits.drawn:
+            the_run.save_faces(splits.drawn, config.synthetic)
         for name in NETWORKS:
             done = train_network(name, splits.exemplars, splits.tuning, config, the_run, backend, signals, comm)
             the_run.say(f"{name}: {done.step} steps, validation F {done.best_f:.3f} at step {done.best_step}")
         if the_run.writes:
             _evaluate(the_run, config, splits, backend, signals)
+            the_run.drop_faces()  # nothing is left to resume
     return 0
 
 
@@ -85,15 +74,6 @@ def _check_faces(comm: Communicator, config: Config, splits: Splits) -> str:
     digest = digest_of([*splits.exemplars, *splits.tuning])
     require_same(comm, config, digest)
     return digest
-
-
-def digest_of(faces: Sequence[Face]) -> str:
-    """Return the SHA-256 of the faces' names, photographs and part maps, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for face in faces:
-        digest.update(face.name.encode())
-        digest.update(face.pixels.data)
-    return digest.hexdigest()
 
 
 def require_same(comm: Communicator, config: Config, faces: str) -> None:
@@ -173,33 +153,6 @@ def _settings(options, the_run: Run, comm: Communicator) -> Config:
     if options.final:
         config = replace(config, evaluate=replace(config.evaluate, split="testing"))
     return config
-
-
-def load_splits(config: Config) -> Splits:
-    """Read the faces of `config.data`, or generate synthetic ones; each is made once and shared by all networks."""
-    split = config.evaluate.split
-    if config.data:
-        folder = SmithFolder(config.data)
-        exemplars, tuning = folder.load_split("exemplars"), folder.load_split("tuning")
-        known = {"exemplars": exemplars, "tuning": tuning}
-        evaluated = known[split] if split in known else folder.load_split(split)
-        source = (
-            f"photographs in {Path(config.data).name}: {len(exemplars)} to train on, {len(tuning)} to validate on, "
-            f"F from {len(evaluated)} of {split}"
-        )
-        if (len(exemplars), len(tuning)) != PAPER_SPLIT:
-            source += "; not the paper's split, so its figures are a yardstick, not a comparison"
-        return Splits(exemplars, tuning, evaluated, source)
-    counts = config.synthetic
-    drawn = {
-        name: synthetic_faces(getattr(counts, name), counts.seed, name)
-        for name in progress(dict.fromkeys(("exemplars", "tuning", split)), "drawing faces")
-    }
-    source = (
-        f"synthetic faces, seed {counts.seed}: {counts.exemplars} to train on, {counts.tuning} to validate on, "
-        f"F from {len(drawn[split])} of {split}"
-    )
-    return Splits(drawn["exemplars"], drawn["tuning"], drawn[split], source)
 
 
 def _card(config: Config, splits: Splits, summary: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -13,10 +14,13 @@ from typing import Any, Self
 import numpy as np
 from filelock import FileLock, Timeout
 
-from icnn.config import Config, save_config
+from icnn.classes import PARTS
+from icnn.config import Config, Synthetic, save_config
+from icnn.data.folder import Face
 from icnn.errors import InputError
 from icnn.model.weights import write_network
 from icnn.stages import NETWORKS
+from icnn.synthetic.faces import face_name
 from minicnn import Plan
 from minicnn.checkpoint import CheckpointError, atomic_path, load_tensors, remove_unfinished, save_tensors
 
@@ -157,6 +161,53 @@ class Run:
     def _faces(self) -> Path:
         return self.folder / "state" / "faces.json"
 
+    # ---- state/faces.safetensors: synthetic faces, so that a resumed training need not draw them again
+
+    def save_faces(self, faces: Mapping[str, Sequence[Face]], settings: Synthetic) -> None:
+        """Write the synthetic faces of some splits and the settings that they were drawn with, for `load_faces`."""
+        tensors = {}
+        for split, several in faces.items():
+            packer = zlib.compressobj(1)
+            packed = [packer.compress(face.maps.tobytes()) for face in several]
+            tensors[f"{split}/images"] = np.stack([face.image for face in several])
+            tensors[f"{split}/maps"] = np.frombuffer(b"".join([*packed, packer.flush()]), np.uint8)
+        save_tensors(self._drawn, tensors, {"settings": settings}, sealed=True)
+
+    def load_faces(self, settings: Synthetic) -> dict[str, list[Face]]:
+        """Read the synthetic faces of an earlier start.
+
+        Returns
+        -------
+        dict of str to list of Face
+            Split -> faces; empty without a file, or if it is damaged (which is said) or of other settings.
+        """
+        if not self._drawn.exists():
+            return {}
+        try:
+            tensors, metadata = load_tensors(self._drawn)
+        except CheckpointError:
+            self.say(f"{self._drawn}: damaged, so the faces are drawn again")
+            return {}
+        faces = {}
+        for split in ("exemplars", "tuning", "testing"):
+            if metadata.get("settings") == str(settings) and f"{split}/images" in tensors:
+                images = tensors[f"{split}/images"]
+                packed = zlib.decompress(tensors[f"{split}/maps"].data)
+                maps = np.frombuffer(packed, np.uint8).reshape(*images.shape[:3], len(PARTS))
+                pairs = enumerate(zip(images, maps, strict=True))
+                faces[split] = [Face(face_name(index), np.concatenate(pair, axis=2)) for index, pair in pairs]
+        return faces
+
+    def drop_faces(self) -> None:
+        """Delete what `save_faces` wrote: a finished run stays small."""
+        self._drawn.unlink(missing_ok=True)
+
+    @property
+    def _drawn(self) -> Path:
+        return self.folder / "state" / "faces.safetensors"
+
+    # ---- weights, output
+
     def weights_path(self, network: str) -> Path:
         """Return the path of the weights file of one network."""
         return self.folder / "weights" / f"{network}.safetensors"
@@ -239,6 +290,9 @@ class ReadOnlyRun(Run):
         pass
 
     def note_faces(self, digest: str) -> None:
+        pass
+
+    def save_faces(self, faces: Mapping[str, Sequence[Face]], settings: Synthetic) -> None:
         pass
 
     def save_weights(self, network: str, plan: Plan, layout: np.ndarray | None, side: float | None) -> None:
