@@ -241,7 +241,7 @@ class _Compilations(logging.Handler):
             return
         if not self.started:
             self.started = time.perf_counter()
-            print("compiling kernels, once: half a minute at most", file=sys.stderr, flush=True)
+            print("compiling kernels, only at their first use", file=sys.stderr, flush=True)
         self.count += record.getMessage().startswith("compiled")
 
 
