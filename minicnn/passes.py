@@ -1,6 +1,7 @@
 """Kernel calls of the passes over a graph, bound to their arrays: what a plan runs."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from minicnn.arrays import Arrays
@@ -20,15 +21,6 @@ class UnitCalls(NamedTuple):
 
     node: str
     calls: list[Call]
-
-
-class PassCalls(NamedTuple):
-    """Kernel calls of a training step over n images, without the update."""
-
-    forward: list[UnitCalls]
-    loss: Call
-    loss_gradient: Call
-    backward: list[UnitCalls]
 
 
 class _Recorder:
@@ -69,6 +61,7 @@ class Binder:
     ):
         self._graph = graph
         self._schedule = schedule
+        self._units = [unit for unit in schedule.units if unit.node.inputs]
         self._needed = needed
         self._kernels = kernels
         self._array = arrays.of
@@ -76,15 +69,17 @@ class Binder:
         self._store = store
         self._loss = loss
 
-    def passes(self, n: int) -> PassCalls:
-        """Return the calls of a training step over n images, unit by unit."""
-        units, output = [unit for unit in self._schedule.units if unit.node.inputs], self._graph.output.name
-        return PassCalls(
-            [UnitCalls(unit.node.name, self._forward(unit, n)) for unit in units],
-            self._loss.forward(self._array("activation", output, n), self._workspace),
-            self._loss.backward(self._array("gradient", output, n), self._workspace),
-            self._backward_calls(units, n),
-        )
+    def forward(self, n: int) -> list[UnitCalls]:
+        """Return the calls of a forward pass over n images, unit by unit."""
+        return [UnitCalls(unit.node.name, self._forward(unit, n)) for unit in self._units]
+
+    def loss(self, n: int) -> Call:
+        """Return the call that computes the loss."""
+        return self._loss.forward(self._array("activation", self._graph.output.name, n), self._workspace)
+
+    def loss_gradient(self, n: int) -> Call:
+        """Return the call that computes the gradient of the logits."""
+        return self._loss.backward(self._array("gradient", self._graph.output.name, n), self._workspace)
 
     def update(self, optimiser: SGD, rate) -> Call:
         """Return the call that applies the gradients, with the learning rate in the 0-d array `rate`."""
@@ -119,11 +114,11 @@ class Binder:
         homes = self._schedule.homes
         return homes[f"{kind}/{name}"][0] == homes[f"{kind}/{concat.name}"][0]
 
-    def _backward_calls(self, units: list[Unit], n: int) -> list[UnitCalls]:
-        """Build the backward calls, in reverse order. The first writer of a gradient stores, later ones add to it."""
+    def backward(self, n: int) -> list[UnitCalls]:
+        """Return the calls of a backward pass, in reverse order; the first writer of a gradient stores, others add."""
         written: set[str] = set()
         calls = []
-        for unit in reversed(units):
+        for unit in reversed(self._units):
             node = unit.node
             if node.name not in self._needed:
                 continue
@@ -162,3 +157,30 @@ class Binder:
             operands = Operands(y, xs, values, self._workspace, dy, dxs, adds, gradients)
             node.layer.backward(recorder, operands)
         return recorder.calls
+
+
+class PassCalls:
+    """Kernel calls of a training step over n images, without the update.
+
+    Each is bound when it is first used: inference needs no backward pass.
+    """
+
+    def __init__(self, binder: Binder, n: int):
+        self._binder = binder
+        self._n = n
+
+    @cached_property
+    def forward(self) -> list[UnitCalls]:
+        return self._binder.forward(self._n)
+
+    @cached_property
+    def loss(self) -> Call:
+        return self._binder.loss(self._n)
+
+    @cached_property
+    def loss_gradient(self) -> Call:
+        return self._binder.loss_gradient(self._n)
+
+    @cached_property
+    def backward(self) -> list[UnitCalls]:
+        return self._binder.backward(self._n)

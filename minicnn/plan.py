@@ -118,9 +118,9 @@ class Plan:
         return self.arrays.of(kind, node, n)
 
     def _calls(self, n: int) -> PassCalls:
-        """Return the calls of a training step over n images; bound once for each n."""
+        """Return the calls of a training step over n images; each bound once for each n."""
         if n not in self._passes:
-            self._passes[n] = self._binder.passes(n)
+            self._passes[n] = PassCalls(self._binder, n)
         return self._passes[n]
 
     def _step(self, n: int, optimiser: SGD) -> Call:
@@ -128,13 +128,15 @@ class Plan:
         key = n, optimiser.momentum, optimiser.nesterov, optimiser.weight_decay, optimiser.shrink
         if key not in self._steps:
             passes, update = self._calls(n), self._binder.update(optimiser, self._rate)
+            forward, backward = passes.forward, passes.backward  # bound now: `run` may be captured as a CUDA graph
+            loss, loss_gradient = passes.loss, passes.loss_gradient
 
             def run() -> None:
-                self._run(passes.forward, "forward")
+                self._run(forward, "forward")
                 with self._kernels.threads(self.threads):
-                    passes.loss()
-                    passes.loss_gradient()
-                self._run(passes.backward, "backward")
+                    loss()
+                    loss_gradient()
+                self._run(backward, "backward")
                 with self._kernels.threads(self.threads):
                     update()
 
