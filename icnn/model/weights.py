@@ -109,6 +109,23 @@ def read_network(folder: Path, name: str) -> StoredNetwork:
         raise InputError(text if str(path) in text else f"{path}: {text}") from None
 
 
+def read_parameters(folder: Path, name: str, graph: Graph) -> dict[str, np.ndarray]:
+    """Read the parameters of a network that is not one of the five, such as the face finder.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged, or of another network.
+    """
+    path = folder / f"{name}.safetensors"
+    try:
+        parameters, _ = load_tensors(path)
+        check_fit(path, parameters, graph.parameter_shapes)
+    except CheckpointError as error:
+        raise InputError(str(error)) from None
+    return parameters
+
+
 def _read(path: Path, name: str) -> StoredNetwork:
     parameters, metadata = load_tensors(path)
     preset = metadata.get("preset", "")
