@@ -30,6 +30,7 @@ from measure import (
     time_turn,
     write_figures,
 )
+from whole_photographs import measure_whole
 
 from icnn.cli import Parser, existing_folder, progress, run, text_table
 from icnn.data.folder import SmithFolder
@@ -283,9 +284,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=result_file, metavar="FILE", help="also write the figures as JSON")
     add_cases(parser, [1, 32])
     parser.add_argument("--data", type=existing_folder, metavar="DIR", help="photographs (default: synthetic faces)")
+    parser.add_argument(
+        "--whole",
+        type=existing_folder,
+        metavar="DIR",
+        help="instead, parse the whole photographs of DIR/images; F where DIR/truth/NAME.png has their ids",
+    )
     parser.add_argument("--quick", action="store_true", help="eager, two short rounds: does it run?")
     options = parser.parse_args(argv)
     get_backend("numba")
+    if options.whole:
+        measure_whole(options.whole, max(options.threads), options.json)
+        return 0
     engines = find_engines(compiled=not (options.no_compile or options.quick))
     rounds, least = (2, 0.0) if options.quick else (ROUNDS, TURN)
     most = max(options.batch)

@@ -178,7 +178,7 @@ def test_uploads(client, name, changes, query):
 @pytest.fixture
 def client(monkeypatch):
     monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
-    return make_app(FaceParser(backend="numpy"), None, 200_000, 100_000).test_client()
+    return make_app(FaceParser(backend="numpy"), 200_000, 100_000).test_client()
 
 
 @pytest.fixture(scope="module")

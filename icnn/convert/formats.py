@@ -121,7 +121,7 @@ def _read_helen(path: Path, name: str, photographs: list[Path], size: int, face:
         raise mistake(path, expected, got, "check that it is the photograph's annotation")
     check_length(box, path)
     values, _ = warp(image, box.matrix(size, face), size)
-    return np.rint(values).astype(np.uint8), draw_maps(box.to_image(points, size, face), size)
+    return np.rint(values).astype(np.uint8), draw_maps(box.to_crop(points, size, face), size)
 
 
 # ---------------------------------------------------------------- LaPa

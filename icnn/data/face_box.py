@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from icnn.classes import MIRRORED, PARTS
-from icnn.data.geometry import affine, fit_similarity
+from icnn.data.geometry import Similarity, affine, fit_similarity
 from icnn.data.images import mistake
 from icnn.data.resample import maps_of, warp
 
@@ -51,19 +51,33 @@ class Box:
         Centre in photograph pixels; pixel centres are at integers.
     length : float
         Side in photograph pixels.
+    roll : float
+        Degrees by which the face is turned counter-clockwise, as seen; its crop is upright.
     """
 
     x: float
     y: float
     length: float
+    roll: float = 0.0
 
-    def matrix(self, size: int, face: int) -> np.ndarray:
+    @property
+    def axes(self) -> np.ndarray:
+        """Directions of the crop's axes in the photograph, the columns of a rotation matrix (2, 2)."""
+        cosine, sine = np.cos(np.deg2rad(self.roll)), np.sin(np.deg2rad(self.roll))
+        return np.array([[cosine, sine], [-sine, cosine]])
+
+    def matrix(self, size: int, face: float) -> np.ndarray:
         """Return the matrix, (2, 3), from a crop of side `size`, with the box `face` pixels long, to the photograph."""
-        return affine(self.length / face, (size - 1) / 2, (self.x, self.y))
+        return affine(self.length / face * self.axes, (size - 1) / 2, (self.x, self.y))
 
-    def to_image(self, points: np.ndarray, size: int, face: int) -> np.ndarray:
+    def inverse(self, size: int, face: float) -> np.ndarray:
+        """Return the matrix, (2, 3), from the photograph to the crop: the inverse of `matrix`."""
+        return affine(face / self.length * self.axes.T, (self.x, self.y), (size - 1) / 2)
+
+    def to_crop(self, points: np.ndarray, size: int, face: float) -> np.ndarray:
         """Convert photograph coordinates (n, 2), x first, to the crop that `matrix(size, face)` describes."""
-        return (points - (self.x, self.y)) * (face / self.length) + (size - 1) / 2
+        matrix = self.inverse(size, face)
+        return points @ matrix[:, :2].T + matrix[:, 2]
 
 
 def check_length(box: Box, file: str | Path) -> None:
@@ -141,18 +155,34 @@ def find_face(ids: np.ndarray, file: str | Path) -> Box:
     Raises
     ------
     InputError
-        If fewer than two parts are labelled, or they are too small for a face.
+        As `fit_face`, or if the parts are too small for a face.
+    """
+    face = fit_face(ids, file)
+    x, y = face(np.zeros((1, 2)))[0].tolist()
+    box = Box(x, y, length_of(face))
+    check_length(box, file)
+    return box
+
+
+def length_of(face: Similarity) -> float:
+    """Return the length in pixels of a face that `fit_face` fitted."""
+    return TYPICAL_LENGTH * float(abs(face.a))
+
+
+def fit_face(ids: np.ndarray, file: str | Path) -> Similarity:
+    """Fit `TYPICAL`, whose origin is the middle of the box, to labelled parts; `find_face` says how.
+
+    Raises
+    ------
+    InputError
+        If fewer than two parts are labelled.
     """
     places = _places(ids)[1:]
     seen = ~np.isnan(places[:, 0])
     if seen.sum() < 2:
         parts = ", ".join(PARTS[part + 1] for part in np.flatnonzero(seen)) or "none"
         raise mistake(file, "at least 2 parts of a face", parts, "check its labels, or remove the face")
-    face = fit_similarity(_four_points(TYPICAL[seen]), _four_points(places[seen]))
-    x, y = face(np.zeros((1, 2)))[0].tolist()
-    box = Box(x, y, TYPICAL_LENGTH * float(abs(face.a)))
-    check_length(box, file)
-    return box
+    return fit_similarity(_four_points(TYPICAL[seen]), _four_points(places[seen]))
 
 
 def _four_points(places: np.ndarray) -> np.ndarray:

@@ -32,6 +32,11 @@ def affine(
     return np.column_stack([whole, np.broadcast_to(target, 2) - whole @ np.broadcast_to(source, 2)])
 
 
+def to_reduced(matrix: np.ndarray, factor: int) -> np.ndarray:
+    """Return the matrix of the same crop from an image that is reduced `factor` times."""
+    return compose(affine(1 / factor, -0.5, -0.5), matrix)
+
+
 @dataclass(frozen=True)
 class Letterbox:
     """Placement of an image centred in a square, aspect ratio preserved (Sec. 3.1).

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -54,6 +55,31 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     return to_rgb(decode(Path(path))[0], Path(path))
 
 
+def read_reduced(path: Path, shorter: int) -> tuple[np.ndarray, int, tuple[int, int]]:
+    """Read an image file as `read_image` does; a JPEG file reduced by 2, 4 or 8 if it is large.
+
+    Decoding reduced takes a half to a fifth of the time.
+
+    Parameters
+    ----------
+    path : Path
+    shorter : int
+        Least number of pixels of the shorter side of the reduced image.
+
+    Returns
+    -------
+    pixels : (H, W, 3) uint8
+    factor : int
+        Reduction; 1 for a smaller image or one of another format.
+    shape : (int, int)
+        Height and width of the image in the file, upright.
+    """
+    _require_file(path)
+    found = _decoded(path, path, shorter=shorter)
+    width, height = found.size
+    return to_rgb(found.image, path), found.factor, (height, width)
+
+
 #: Formats that `photograph_of` accepts: those of cameras and browsers that Pillow decodes without an external program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -84,7 +110,7 @@ def photograph_of(data: bytes, name: str, most_pixels: int) -> np.ndarray:
         raise mistake(name, _EXPECTED, "an empty file", "copy or download it again")
     Image.init()  # register all formats, to see which of FORMATS this Pillow build supports
     formats = tuple(name for name in FORMATS if name in Image.OPEN)
-    return to_rgb(_decoded(io.BytesIO(data), Path(name), formats, most_pixels)[0], Path(name))
+    return to_rgb(_decoded(io.BytesIO(data), Path(name), formats, most_pixels).image, Path(name))
 
 
 class _Quiet:
@@ -128,35 +154,71 @@ def decode(path: Path) -> tuple[Image.Image, int]:
     orientation : int
         EXIF orientation (2 to 8) that was undone; 1 if there was none to undo.
     """
-    if not there(path, Path.is_file):  # reading a pipe would block forever
-        got = "a directory" if there(path, Path.is_dir) else "no such file"
-        raise mistake(path, _EXPECTED, got, "check the path and its permissions")
-    if path.stat().st_size == 0:
-        raise mistake(path, _EXPECTED, "an empty file", "copy or download it again")
-    return _decoded(path, path)
+    _require_file(path)
+    found = _decoded(path, path)
+    return found.image, found.orientation
 
 
 _EXPECTED = "an image such as JPEG or PNG"
 
 
+def _require_file(path: Path) -> None:
+    if not there(path, Path.is_file):  # reading a pipe would block forever
+        got = "a directory" if there(path, Path.is_dir) else "no such file"
+        raise mistake(path, _EXPECTED, got, "check the path and its permissions")
+    if path.stat().st_size == 0:
+        raise mistake(path, _EXPECTED, "an empty file", "copy or download it again")
+
+
+class _Decoded(NamedTuple):
+    """An upright image, the orientation that was undone, the factor of its reduction, its unreduced (width, height)."""
+
+    image: Image.Image
+    orientation: int
+    factor: int
+    size: tuple[int, int]
+
+
+def _reduce(image: Image.Image, shorter: int, orientation: int) -> int:
+    """Set a JPEG file to be decoded reduced, with at least `shorter` pixels of its shorter side; return the factor."""
+    width, height = image.size
+    factor = max((f for f in (1, 2, 4, 8) if min(width, height) >= f * shorter), default=1)
+    if image.format not in ("JPEG", "MPO") or (orientation != 1 and (width % factor or height % factor)):
+        return 1  # a turned image whose last pixels are parts of pixels would be shifted
+    image.draft(image.mode, (width // factor, height // factor))
+    return factor
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 2 to 8; 1 for upright, unknown or damaged ones: their pixels are kept as stored."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in _UPRIGHT else 1
+    except Exception:
+        return 1
+
+
 @quiet()
 def _decoded(
-    file: Path | io.BytesIO, path: Path, formats: tuple[str, ...] | None = None, most_pixels: int | None = None
-) -> tuple[Image.Image, int]:
+    file: Path | io.BytesIO,
+    path: Path,
+    formats: tuple[str, ...] | None = None,
+    most_pixels: int | None = None,
+    shorter: int | None = None,
+) -> _Decoded:
     try:
         with Image.open(file, formats=formats) as image:
             width, height = image.size
             if most_pixels is not None and width * height > most_pixels:
                 got = f"one of {width} x {height}"
                 raise mistake(path, f"an image of at most {most_pixels} pixels", got, "scale it down first")
+            factor = 1 if shorter is None else _reduce(image, shorter, _orientation(image))
             image.load()
-            orientation = 1
-            try:
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                turn = _UPRIGHT.get(orientation)
-            except Exception:  # damaged EXIF, intact pixels: keep them as stored
-                turn = None
-            return (image.copy(), 1) if turn is None else (image.transpose(turn), orientation)
+            orientation = _orientation(image)  # that of a PNG file may follow its pixels
+            if orientation == 1:
+                return _Decoded(image.copy(), 1, factor, (width, height))
+            size = (height, width) if orientation > 4 else (width, height)
+            return _Decoded(image.transpose(_UPRIGHT[orientation]), orientation, factor, size)
     except InputError:
         raise
     except UnidentifiedImageError as error:
@@ -187,6 +249,28 @@ def to_rgb(image: Image.Image, path: Path) -> np.ndarray:
     except ValueError as error:
         expected, got = "an image that converts to RGB", f"mode {image.mode}"
         raise mistake(path, expected, got, "convert it to PNG or JPEG") from error
+
+
+def as_photograph(image: "np.ndarray | Image.Image") -> np.ndarray:
+    """Convert a PIL image or an array to (H, W, 3) uint8 RGB.
+
+    Raises
+    ------
+    InputError
+        If it is neither, has no pixels, or is of another shape or type.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+            got = f"{image.dtype} of shape {image.shape}"
+            raise InputError(f"expected a photograph (H, W), (H, W, 3) or (H, W, 4) of uint8, got {got}")
+        if not image.size:
+            raise InputError(f"expected a photograph with pixels, got one of shape {image.shape}")
+        if image.ndim == 3 and image.shape[2] == 3:
+            return image
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise InputError(f"expected a PIL image or a NumPy array, got {type(image).__name__}")
+    return to_rgb(image, Path(getattr(image, "filename", "") or "the image"))
 
 
 def to_grey(image: Image.Image, path: Path) -> np.ndarray:

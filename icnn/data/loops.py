@@ -60,6 +60,87 @@ def _add_bilinear(total, pixels, x, y):
         total[c] += w00 * p00[c] + w01 * p01[c] + w10 * p10[c] + w11 * p11[c]
 
 
+#: Cell of a map of probabilities whose corners have different labels.
+MIXED = 255
+
+
+@cached(nogil=True)
+def agree(cells, labels):
+    """Write into cells (S, S) the label that a pixel shares with its right, lower and lower right neighbour, or MIXED.
+
+    Bilinear samples between four pixels with one arg-max have the same arg-max.
+    """
+    size = labels.shape[0]
+    for i in range(size):
+        for j in range(size):
+            below, right = min(i + 1, size - 1), min(j + 1, size - 1)
+            own = labels[i, j]
+            same = own == labels[i, right] and own == labels[below, j] and own == labels[below, right]
+            cells[i, j] = own if same else MIXED
+
+
+@cached(nogil=True, error_model="numpy")
+def draw(labels, rows, columns, maps, cells, matrix, grid):
+    """Write the arg-max of maps (S, S, L), resampled as by `warp`, into labels (H', W'), which are 0.
+
+    rows (L, H') and columns (L, W') count the pixels of each label. `cells` are those of `agree`.
+    """
+    size = maps.shape[0]
+    mean = np.zeros(maps.shape[2], np.float32)
+    for i in range(labels.shape[0]):
+        for j in range(labels.shape[1]):
+            x = matrix[0, 0] * j + matrix[0, 1] * i + matrix[0, 2]
+            y = matrix[1, 0] * j + matrix[1, 1] * i + matrix[1, 2]
+            if not _is_inside(x, y, size, size):
+                continue
+            found = _common_cell(cells, x, y, matrix, grid)
+            if found == MIXED:
+                found = _sampled(mean, maps, x, y, matrix, grid)
+            if found:
+                labels[i, j] = found
+                rows[found, i] += 1
+                columns[found, j] += 1
+
+
+@cached(nogil=True)
+def _common_cell(cells, x, y, matrix, grid):
+    """Return the label of the cells of all samples of a pixel, or MIXED."""
+    size, found = cells.shape[0], -1
+    for row in range(grid):
+        for column in range(grid):
+            v = (row + 0.5) / grid - 0.5
+            u = (column + 0.5) / grid - 0.5
+            xs = min(max(x + matrix[0, 0] * u + matrix[0, 1] * v, 0.0), size - 1.0)
+            ys = min(max(y + matrix[1, 0] * u + matrix[1, 1] * v, 0.0), size - 1.0)
+            cell = int(cells[int(ys), int(xs)])
+            if found >= 0 and cell != found:
+                return MIXED
+            found = cell
+    return found
+
+
+@cached(nogil=True, error_model="numpy")
+def _sampled(mean, maps, x, y, matrix, grid):
+    """Return the arg-max of the mean of a pixel's samples, as `warp` takes them; `mean` is overwritten."""
+    size = maps.shape[0]
+    mean[:] = 0
+    count = 0
+    for row in range(grid):
+        for column in range(grid):
+            v = (row + 0.5) / grid - 0.5
+            u = (column + 0.5) / grid - 0.5
+            xs = x + matrix[0, 0] * u + matrix[0, 1] * v
+            ys = y + matrix[1, 0] * u + matrix[1, 1] * v
+            if _is_inside(xs, ys, size, size):
+                count += 1
+                _add_bilinear(mean, maps, xs, ys)
+    best = 0
+    for part in range(1, mean.size):
+        if mean[part] / np.float32(count) > mean[best] / np.float32(count):
+            best = part
+    return best if count else 0
+
+
 @cached(nogil=True)
 def label(labels, maps, inside, threshold):
     """Write the largest map of each pixel into labels, which are 0."""

@@ -40,12 +40,15 @@ def overlay(image: np.ndarray, labels: np.ndarray, strength: float = 0.5) -> np.
     """
     if image.shape != (*labels.shape, 3):
         raise ValueError(f"expected labels of shape {image.shape[:2]}, as the image has, got {labels.shape}")
-    contour = np.zeros(labels.shape, bool)
-    across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
-    contour[:, 1:] |= across
-    contour[:, :-1] |= across
-    contour[1:] |= down
-    contour[:-1] |= down
-    share = np.where(contour, (1 + strength) / 2, strength) * (labels > 0)
-    mixed = image + share[..., None] * (COLOURS[labels].astype(float) - image)
-    return np.rint(mixed).astype(np.uint8)
+    mixed = image.copy()
+    rows, columns = (np.flatnonzero(labels.any(axis)) for axis in (1, 0))
+    if not rows.size:
+        return mixed
+    face = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    around = np.pad(labels, 1, "edge")[rows[0] : rows[-1] + 3, columns[0] : columns[-1] + 3]
+    own = labels[face]
+    neighbours = around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:]
+    contour = np.any([own != neighbour for neighbour in neighbours], axis=0)
+    share = np.where(contour, (1 + strength) / 2, strength) * (own > 0)
+    mixed[face] = np.rint(image[face] + share[..., None] * (COLOURS[own].astype(float) - image[face]))
+    return mixed

@@ -6,6 +6,7 @@ x_source = M @ (x, y, 1), with pixel centres at integers: pixel x covers
 x' = (x + 0.5) s - 0.5.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -46,9 +47,46 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int]) ->
     shape = (size, size) if isinstance(size, int) else size
     values = np.zeros((*shape, pixels.shape[2]), np.float32)
     inside = np.zeros(shape, np.bool_)
-    shrink = np.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    loops.warp(values, inside, pixels, np.ascontiguousarray(matrix, np.float64), max(1, round(shrink)))
+    loops.warp(values, inside, pixels, np.ascontiguousarray(matrix, np.float64), _samples(matrix))
     return values, inside
+
+
+def draw_labels(
+    maps: np.ndarray, largest: np.ndarray, matrix: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Resample probabilities as `warp` does and take the largest at each pixel, without making the resampled maps.
+
+    Parameters
+    ----------
+    maps : (S, S, 9) float32
+    largest : (S, S) uint8
+        Their arg-max.
+    matrix : (2, 3) float64
+        From output to map coordinates.
+    shape : (h, w)
+        Of the output.
+
+    Returns
+    -------
+    labels : (h, w) uint8
+        Ids; 0 outside the maps.
+    rows, columns : (9, h) and (9, w) int64
+        Number of pixels of each id in each row and column; 0 for the background.
+    """
+    from icnn.data import loops
+
+    labels = np.zeros(shape, np.uint8)
+    rows, columns = (np.zeros((maps.shape[2], length), np.int64) for length in shape)
+    cells = np.empty(maps.shape[:2], np.uint8)
+    loops.agree(cells, largest)
+    matrix = np.ascontiguousarray(matrix, np.float64)
+    loops.draw(labels, rows, columns, maps, cells, matrix, _samples(matrix))
+    return labels, rows, columns
+
+
+def _samples(matrix: np.ndarray) -> int:
+    """Return the samples of an output pixel along each axis: the source pixels that fall into it, rounded."""
+    return max(1, round(math.sqrt(abs(np.linalg.det(matrix[:, :2])))))
 
 
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None) -> list[Result]:

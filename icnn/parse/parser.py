@@ -5,31 +5,39 @@ are resampled to the photograph's own size.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from icnn.classes import PARTS
-from icnn.data.face_box import CROP_SIZE, SHORTEST, Box
-from icnn.data.images import to_rgb
+from icnn.data.face_box import CROP_SIZE, SHORTEST, TYPICAL_LENGTH, Box
+from icnn.data.images import as_photograph
+from icnn.data.pyramid import Pyramid
 from icnn.data.resample import side_by_side
 from icnn.errors import InputError
+from icnn.model.finder import FACE_LENGTH
 from icnn.model.pipeline import load_pipeline
 from icnn.model.weights import SHIPPED
-from icnn.parse.results import FacePrediction, ParsedFace, ParseResult, Part
-from icnn.parse.search import DUPLICATE, agreement, crop_face, nms, propose_centred, refine_box
+from icnn.parse.finder import Finder
+from icnn.parse.results import FacePrediction, ParseResult, result_of
+from icnn.parse.search import Candidate, agreement, best, crop_face, nms, overlap, prominence, propose_centred, refine
+from icnn.stages import NETWORKS
 from minicnn.kernels import choose_backend
 
-#: Detections with a lower stage agreement are rejected. The lowest of the project's 130 tuning photographs is .56, 98 %
-#: reach .60; of 430 pieces of them without a face, and of noise, 95 % have less than .554, and the highest is .65.
-LEAST_AGREEMENT = 0.55
-_REFINEMENTS = 2  # times that a proposed box is moved onto the face in it
+#: Faces that are less sure are rejected: those that the finder proposed, and those that stage 1 found around the middle
+#: without the finder's score. At .55 `detect` finds 160 of 172 annotated faces of AFW. 12 boxes are beside them, 11 of
+#: which show other faces or drawings of some.
+LEAST_SURENESS, LEAST_CENTRED = 0.55, 0.34
+#: For each round of refinement, how many boxes of a photograph are kept, and how much more misfit than the best they
+#: may have: of all faces, and of the most prominent one, for which the networks of stage 2 shall not run in vain.
+_ALL = ((1000, np.inf),) * 3
+_FEW = (4, np.inf), (4, np.inf), (3, 5.0)
+_HIT = 0.55  # IoU from which on a box has found the face that another one shows
+_AHEAD = 4  # photographs that are decoded before their turn
 _OVERLAPPING = 0.3  # IoU from which on two faces count as one
-
-#: A face detector: (H, W, 3) uint8 -> boxes.
-Detect = Callable[[np.ndarray], list[Box]]
 
 
 class FaceParser:
@@ -65,8 +73,9 @@ class FaceParser:
         threads: int | None = None,
         batch: int = 16,
     ):
-        name, _ = choose_backend(backend)
-        self._pipeline = load_pipeline(Path(weights), name, batch, threads)
+        self._backend, _ = choose_backend(backend)
+        self._pipeline = load_pipeline(Path(weights), self._backend, batch, threads)
+        self._finder: Finder | None = None  # made when a face is looked for
 
     def parse(
         self, image: "np.ndarray | Image.Image", boxes: Sequence[Sequence[float]] | None = None, detect: bool = False
@@ -79,31 +88,26 @@ class FaceParser:
             (H, W) or (H, W, 3) or (H, W, 4) uint8, RGB.
         boxes : sequence of (x, y, width, height), optional
             Where faces are, eyebrows to chin and ear to ear, pixels: each is parsed, whatever is seen there. Without,
-            the photograph is taken as a roughly centred face of any size.
+            the photograph's most prominent face is looked for: a large one, near the middle.
         detect : bool
-            Look for faces, any number, by OpenCV's detector (extra `detect`).
+            Look for all faces instead, at any angle, from 36 pixels and a sixtieth of the longer side on.
 
         Raises
         ------
         InputError
-            For an array of another shape or type, a box that is no box, boxes together with detect, or without OpenCV.
+            For an array of another shape or type, a box that is no box, or boxes together with detect.
         """
         if boxes is not None and detect:
             raise InputError("expected boxes or detect, got both; leave out one")
         photograph = as_photograph(image)
         given = None if boxes is None else [[box_of(box, photograph.shape[:2]) for box in boxes]]
-        finder = None
-        if detect:
-            from icnn.parse.detect import detector
-
-            finder = detector()
-        return self.parse_photographs([photograph], given, finder)[0]
+        return self.parse_photographs([photograph], given, detect)[0]
 
     def parse_photographs(
         self,
         photographs: Sequence[np.ndarray],
         boxes: Sequence[Sequence[Box]] | None = None,
-        detect: Detect | None = None,
+        detect: bool = False,
     ) -> list[ParseResult]:
         """Parse several photographs at once.
 
@@ -111,117 +115,202 @@ class FaceParser:
         ----------
         photographs : sequence of (H, W, 3) uint8
         boxes : sequence of sequences of Box, optional
-            The faces of each photograph; default: one roughly centred face.
-        detect : callable, optional
-            Finds the faces of a photograph instead.
+            The faces of each photograph; default: its most prominent one.
+        detect : bool
+            Look for all faces instead.
 
         Returns
         -------
         list of ParseResult
             One for each photograph.
         """
-        faces = self.predict(photographs, boxes, detect)
+        faces = self.predict([Pyramid(photograph) for photograph in photographs], boxes, detect)
         return [result_of(photograph.shape[:2], own) for photograph, own in zip(photographs, faces, strict=True)]
+
+    def parse_many(
+        self, sources: Iterable["str | os.PathLike | np.ndarray | Image.Image"], detect: bool = False
+    ) -> Iterator[ParseResult]:
+        """Parse photographs one after the other, while the next ones are decoded.
+
+        A JPEG file is decoded only as large as its faces need.
+
+        Parameters
+        ----------
+        sources : iterable
+            Paths of image files, or images as for `parse`; taken a few ahead.
+        detect : bool
+            Look for all faces of each, not for the most prominent one.
+
+        Yields
+        ------
+        ParseResult
+            In the order of `sources`.
+
+        Raises
+        ------
+        InputError
+            When its turn comes, for a file that cannot be read or another mistake.
+        """
+        with ThreadPoolExecutor(2, "photographs") as pool:
+            for opening in _ahead(pool.submit(_open, source) for source in sources):
+                photograph = opening.result()
+                yield result_of(photograph.shape, self.predict([photograph], detect=detect)[0])
+
+    def warm_up(self) -> None:
+        """Run all networks once, which compiles all kernels that are missing."""
+        blank = Pyramid(np.zeros((CROP_SIZE, CROP_SIZE, 3), np.uint8))
+        middle = (CROP_SIZE - 1) / 2
+        self._propose(blank, detect=False)
+        self.predict([blank], [[Box(middle, middle, TYPICAL_LENGTH)]])
 
     def predict(
         self,
-        photographs: Sequence[np.ndarray],
+        photographs: Sequence[Pyramid],
         boxes: Sequence[Sequence[Box]] | None = None,
-        detect: Detect | None = None,
+        detect: bool = False,
     ) -> list[list[FacePrediction]]:
         """Run the networks: the faces of each photograph in their crops, for `result_of`."""
-        proposed = boxes if boxes is not None else map(detect or _centred, photographs)
-        places = [(n, box) for n, own in enumerate(proposed) for box in own]
-        if boxes is None:
-            places = self._refine(photographs, places)
-        faces: list[list[FacePrediction]] = [[] for _ in photographs]
-        for (n, _), face in zip(places, self._predict_crops(photographs, places), strict=True):
-            faces[n].append(face)
-        if boxes is None:
-            faces = [_select(own, keep_all=detect is not None) for own in faces]
+        if boxes is not None:
+            return self._predict_candidates(photographs, [list(map(Candidate, own)) for own in boxes])
+        faces = self._select(self.find(photographs, detect), photographs, detect, LEAST_SURENESS)
+        if not detect:  # where the finder finds nothing, stage 1 looks around the middle
+            centred = [
+                [] if own else list(map(Candidate, propose_centred(photograph.shape)))
+                for photograph, own in zip(photographs, faces, strict=True)
+            ]
+            again = self._select(self._refine(photographs, centred, _FEW), photographs, detect, LEAST_CENTRED)
+            faces = [own or other for own, other in zip(faces, again, strict=True)]
         return faces
 
-    def _refine(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> "list[_Place]":
-        """Refine boxes with stage 1; drop duplicates and boxes without a face."""
-        for _ in range(_REFINEMENTS):
+    def find(self, photographs: Sequence[Pyramid], detect: bool = False) -> list[list[Candidate]]:
+        """Find boxes with a face in them, probably, with the finder and stage 1.
+
+        Parameters
+        ----------
+        photographs : sequence of Pyramid
+        detect : bool
+            Return all of a photograph, not the few best ones of those that may be its most prominent face.
+        """
+        proposed = [self._propose(photograph, detect) for photograph in photographs]
+        refined = self._refine(photographs, proposed, _ALL if detect else _FEW)
+        # Stage 1 may move a box off a face. The finder's own one is tried too, then: all, or the most prominent one.
+        tried = slice(None) if detect else slice(1)
+        return [
+            own + [one for one in rough[tried] if all(overlap(one.box, other.box) < _HIT for other in own)]
+            for own, rough in zip(refined, proposed, strict=True)
+        ]
+
+    def _select(
+        self, candidates: Sequence[Sequence[Candidate]], photographs: Sequence[Pyramid], detect: bool, least: float
+    ) -> list[list[FacePrediction]]:
+        """Predict candidates; keep the faces that are sure, or the most prominent one of a photograph."""
+        faces = self._predict_candidates(photographs, candidates)
+        shapes = [None if detect else photograph.shape for photograph in photographs]
+        return [_most_sure(own, shape, least) for own, shape in zip(faces, shapes, strict=True)]
+
+    def _propose(self, photograph: Pyramid, detect: bool) -> list[Candidate]:
+        """Propose boxes with the finder: of all faces, or of the most prominent ones."""
+        if self._finder is None:
+            self._finder = Finder(self._pipeline.threads, self._backend)
+        longer, shorter = max(photograph.shape), min(photograph.shape)
+        smallest = max(36, longer / 60) if detect else max(SHORTEST, 0.15 * shorter)
+        step = 2 ** max(0, int(np.log2(smallest / FACE_LENGTH)))
+        found = self._finder.find(photograph.reduced(step), smallest, step=step)
+        candidates = [Candidate(Box(*place), score) for *place, score in found]
+        if detect:
+            return candidates
+        candidates.sort(key=lambda one: -one.score * prominence(one.box, photograph.shape))
+        return candidates[: _FEW[0][0]]
+
+    def _refine(
+        self,
+        photographs: Sequence[Pyramid],
+        candidates: Sequence[Sequence[Candidate]],
+        rounds: Sequence[tuple[int, float]],
+    ) -> list[list[Candidate]]:
+        """Move boxes onto the faces in them, with stage 1; keep the best of each photograph (`_ALL`, `_FEW`)."""
+        size = NETWORKS["stage1"].size
+        refined = [list(own) for own in candidates]
+        for most, worse in rounds:
+            places = _places(refined)
             if not places:
                 break
-            located = self._pipeline.locate(self._crops(photographs, places))
-            boxes: dict[int, list[Box]] = {}
-            for (n, box), centres, found in zip(places, located.centres, located.found, strict=True):
-                refined = refine_box(box, centres, found)
-                if refined is not None and SHORTEST < refined.length < 4 * max(photographs[n].shape):
-                    boxes.setdefault(n, []).append(refined)
-            places = [(n, own[i]) for n, own in boxes.items() for i in nms(own, DUPLICATE)]
-        return places
+            located = self._pipeline.locate(self._crops(photographs, places, size))
+            centres = (located.centres + 0.5) * (CROP_SIZE / size) - 0.5
+            found: list[list[Candidate]] = [[] for _ in candidates]
+            for (n, candidate), own, parts in zip(places, centres, located.found, strict=True):
+                moved = refine(candidate, own, parts)
+                if moved is not None and SHORTEST < moved.box.length < 4 * max(photographs[n].shape):
+                    found[n].append(moved)
+            refined = [best(own, most, worse) for own in found]
+        return refined
 
-    def _crops(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[np.ndarray]:
-        """Face crops (256, 256, 3) uint8."""
-        return side_by_side(lambda place: crop_face(photographs[place[0]], place[1]), places, self._pipeline.threads)
+    def _crops(self, photographs: Sequence[Pyramid], places: "list[_Place]", size: int) -> list[np.ndarray]:
+        """Face crops (size, size, 3) uint8."""
+        threads = self._pipeline.threads
+        return side_by_side(lambda place: crop_face(photographs[place[0]], place[1].box, size), places, threads)
 
-    def _predict_crops(self, photographs: Sequence[np.ndarray], places: "list[_Place]") -> list[FacePrediction]:
-        """Run both stages on the crops."""
+    def _predict_candidates(
+        self, photographs: Sequence[Pyramid], candidates: Sequence[Sequence[Candidate]]
+    ) -> list[list[FacePrediction]]:
+        """Run both stages on the crops of candidates."""
+        faces: list[list[FacePrediction]] = [[] for _ in photographs]
+        places = _places(candidates)
         if not places:
-            return []
-        crops = self._crops(photographs, places)
+            return faces
+        crops = self._crops(photographs, places, CROP_SIZE)
         located = self._pipeline.locate(crops)
         patches = self._pipeline.label_patches(crops, located.centres)
         maps = self._pipeline.joint_probabilities((CROP_SIZE, CROP_SIZE), patches)
-        return [
-            FacePrediction(box, probable, agreement(coarse, probable.argmax(-1)))
-            for (_, box), coarse, probable in zip(places, located.labels, maps, strict=True)
-        ]
+        for (n, candidate), probable, *seen in zip(places, maps, *located, strict=True):
+            faces[n].append(_prediction(candidate, probable, *seen))
+        return faces
 
 
-#: Number of a photograph, and a box in it.
-_Place = tuple[int, Box]
+#: Number of a photograph, and a candidate in it.
+_Place = tuple[int, Candidate]
 
 
-def _centred(photograph: np.ndarray) -> list[Box]:
-    return propose_centred(photograph.shape[:2])
+def _places(candidates: Sequence[Sequence[Candidate]]) -> list[_Place]:
+    return [(n, one) for n, own in enumerate(candidates) for one in own]
 
 
-def _select(faces: list[FacePrediction], keep_all: bool) -> list[FacePrediction]:
-    """Reject detections with low agreement, then non-maximum suppression, best first; the best unless `keep_all`."""
-    sure = sorted((face for face in faces if face.agreement >= LEAST_AGREEMENT), key=lambda face: -face.agreement)
-    kept = [sure[i] for i in nms([face.box for face in sure], _OVERLAPPING)]
-    return kept if keep_all else kept[:1]
+def _prediction(
+    candidate: Candidate, probable: np.ndarray, centres: np.ndarray, found: np.ndarray, coarse: np.ndarray
+) -> FacePrediction:
+    """Build the prediction of a crop from its probabilities and from what stage 1 saw (`Located`)."""
+    seen = refine(candidate, centres, found)
+    misfit = np.inf if seen is None else seen.misfit
+    labels = probable.argmax(-1).astype(np.uint8)
+    return FacePrediction(candidate.box, probable, labels, agreement(coarse, labels), candidate.score, misfit)
 
 
-def result_of(shape: tuple[int, int], faces: list[FacePrediction]) -> ParseResult:
-    """Resample the predictions of `FaceParser.predict` to a photograph's own size.
+def _open(source: "str | os.PathLike | np.ndarray | Image.Image") -> Pyramid:
+    if isinstance(source, str | os.PathLike):
+        return Pyramid.open(Path(source))
+    return Pyramid(as_photograph(source))
 
-    Parameters
-    ----------
-    shape : (H, W)
-        Of the photograph.
-    faces : list of FacePrediction
-        The best first: where faces overlap, its labels count.
+
+def _ahead(futures: Iterator[Future]) -> Iterator[Future]:
+    """Yield futures in order, some of them ahead of their turn begun."""
+    begun: deque[Future] = deque()
+    for future in futures:
+        begun.append(future)
+        if len(begun) > _AHEAD:
+            yield begun.popleft()
+    yield from begun
+
+
+def _most_sure(faces: list[FacePrediction], shape: tuple[int, int] | None, least: float) -> list[FacePrediction]:
+    """Reject what is hardly a face, then non-maximum suppression, the surest first.
+
+    With the `shape` of the photograph only the most prominent face is kept.
     """
-    labels = np.zeros(shape, np.uint8)
-    described = []
-    for face in faces:
-        x, y, own = face.labels(shape)
-        there = labels[y : y + own.shape[0], x : x + own.shape[1]]
-        np.copyto(there, own, where=there == 0)
-        half = face.box.length / 2
-        corner = face.box.x + 0.5 - half, face.box.y + 0.5 - half
-        parts = {
-            name: _part(own, part, (x, y), confidence)
-            for (part, name), confidence in zip(enumerate(PARTS), face.confidences().tolist(), strict=True)
-            if part
-        }
-        described.append(ParsedFace((*corner, face.box.length, face.box.length), parts, face.agreement))
-    return ParseResult(labels, described, faces)
-
-
-def _part(labels: np.ndarray, part: int, corner: tuple[int, int], confidence: float) -> Part:
-    rows, columns = np.nonzero(labels == part)
-    if not rows.size:
-        return Part(part, 0, None, None, 0.0)
-    x, y = columns + corner[0], rows + corner[1]
-    box = int(x.min()), int(y.min()), int(np.ptp(x)) + 1, int(np.ptp(y)) + 1
-    return Part(part, rows.size, box, (float(np.median(x)), float(np.median(y))), confidence)
+    sure = sorted((face for face in faces if face.sureness >= least), key=lambda face: -face.sureness)
+    kept = [sure[i] for i in nms([face.box for face in sure], _OVERLAPPING)]
+    if shape is None or not kept:
+        return kept
+    return [max(kept, key=lambda face: face.sureness * prominence(face.box, shape) ** 0.5)]
 
 
 def box_of(numbers: Sequence[float], shape: tuple[int, int]) -> Box:
@@ -257,25 +346,3 @@ def numbers_of(text: str) -> tuple[float, ...]:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
         raise InputError(f"expected a face as X,Y,W,H in pixels, got {text!r}") from None
-
-
-def as_photograph(image: "np.ndarray | Image.Image") -> np.ndarray:
-    """Convert a PIL image or an array to (H, W, 3) uint8 RGB.
-
-    Raises
-    ------
-    InputError
-        If it is neither, has no pixels, or is of another shape or type.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
-            got = f"{image.dtype} of shape {image.shape}"
-            raise InputError(f"expected a photograph (H, W), (H, W, 3) or (H, W, 4) of uint8, got {got}")
-        if not image.size:
-            raise InputError(f"expected a photograph with pixels, got one of shape {image.shape}")
-        if image.ndim == 3 and image.shape[2] == 3:
-            return image
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise InputError(f"expected a PIL image or a NumPy array, got {type(image).__name__}")
-    return to_rgb(image, Path(getattr(image, "filename", "") or "the image"))

@@ -5,12 +5,13 @@ networks that were trained separately and see different scales label the same pi
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from icnn.data.face_box import CROP_SIZE, TYPICAL_LENGTH, Box
-from icnn.data.geometry import fit_similarity
-from icnn.data.resample import warp
+from icnn.data.geometry import Similarity, fit_similarity
+from icnn.data.pyramid import Pyramid
 from icnn.evaluate.metrics import confusion, mean_f
 from icnn.model.centres import DEFAULT_LAYOUT
 
@@ -22,13 +23,18 @@ _SHARES = (0.2, 0.3, 0.43, 0.6, 0.85)
 _HEIGHTS = (0.5, 0.36)  # the middle, and where portraits have it
 
 _PARTS_NEEDED = 4  # to refine a box
+_CONTRADICTED = 0.4  # a part is left out of a fit if the error of the others then falls to this share
+#: Contributions to the misfit: for each part not found, for a scale of e, for a pixel and for a degree. Stage 1 sees a
+#: face less well the further it is from the middle of its crop and from the usual size.
+_MISSING, _SCALED, _MOVED, _TURNED = 2.0, 20.0, 0.2, 0.1
 _MOST_TURNED = 60  # degrees
-DUPLICATE = 0.8  # IoU from which on two proposals count as one
+DUPLICATE = 0.7  # IoU from which on two proposals count as one
 
 
-def crop_face(image: np.ndarray, box: Box) -> np.ndarray:
-    """Crop a face at the scale of the training data: (256, 256, 3) uint8, black outside the photograph."""
-    return np.rint(warp(image, box.matrix(CROP_SIZE, TYPICAL_LENGTH), CROP_SIZE)[0]).astype(np.uint8)
+def crop_face(photograph: Pyramid, box: Box, size: int = CROP_SIZE) -> np.ndarray:
+    """Crop a face upright, (size, size, 3) uint8, black outside the photograph; at 256 as large as in training."""
+    matrix = box.matrix(size, TYPICAL_LENGTH * size / CROP_SIZE)
+    return np.rint(photograph.crop(matrix, size)[0]).astype(np.uint8)
 
 
 def propose_centred(shape: tuple[int, int]) -> list[Box]:
@@ -39,30 +45,78 @@ def propose_centred(shape: tuple[int, int]) -> list[Box]:
     ]  # fmt: skip
 
 
-def refine_box(box: Box, centres: np.ndarray, found: np.ndarray) -> Box | None:
+def prominence(box: Box, shape: tuple[int, int]) -> float:
+    """Return how likely a face is to be the one that a photograph (H, W) shows: large, and near the middle; 0 to 1."""
+    shorter = min(shape)
+    distance = np.hypot(box.x + 0.5 - shape[1] / 2, box.y + 0.5 - shape[0] / 2) / shorter
+    return min(1.0, box.length / shorter) * float(np.exp(-2 * distance**2))
+
+
+class Candidate(NamedTuple):
+    """A box that may have a face in it.
+
+    Attributes
+    ----------
+    box : Box
+    score : float
+        Of the finder, 0 to 1; 0.5 for boxes that it did not propose.
+    misfit : float
+        How far the crop that the box was refined from is from that of a typical face; 1 to 5 for most faces.
+    """
+
+    box: Box
+    score: float = 0.5
+    misfit: float = np.inf
+
+
+def refine(candidate: Candidate, centres: np.ndarray, found: np.ndarray) -> Candidate | None:
     """Fit a face box to the part centres that stage 1 found in the crop of another box.
 
     Parameters
     ----------
-    box : Box
+    candidate : Candidate
     centres : (6, 2)
-        Pixels of the crop.
+        Pixels of the crop of side 256.
     found : (6,) bool
 
     Returns
     -------
-    Box or None
-        None if too few parts were found, or their arrangement is not a face's.
+    Candidate or None
+        Turned as the face is. None if too few parts were found, or their arrangement is not a face's.
     """
     if found.sum() < _PARTS_NEEDED:
         return None
-    face = fit_similarity(USUAL[found], centres[found])
-    if not 0.3 < abs(face.a) < 3 or abs(np.angle(face.a, deg=True)) > _MOST_TURNED:
+    box = candidate.box
+    face, distances = _robust_fit(USUAL[found], centres[found])
+    scale, turn = float(abs(face.a)), float(np.angle(face.a, deg=True))  # clockwise as seen, since y points down
+    if not 0.3 < scale < 3 or abs(turn) > _MOST_TURNED:
         return None
-    step = box.length / TYPICAL_LENGTH
     middle = (CROP_SIZE - 1) / 2
-    x, y = (face(np.full((1, 2), middle))[0] - middle) * step + (box.x, box.y)
-    return Box(float(x), float(y), float(box.length * abs(face.a)))
+    moved = face(np.full((1, 2), middle))[0]
+    x, y = (box.matrix(CROP_SIZE, TYPICAL_LENGTH) @ (*moved, 1)).tolist()
+    misfit = np.sqrt(np.mean(distances**2)) / scale + _MISSING * (~found).sum()
+    misfit += _SCALED * abs(np.log(scale)) + _MOVED * np.linalg.norm(moved - middle) + _TURNED * abs(turn)
+    moved_box = Box(x, y, box.length * scale, (box.roll - turn + 180) % 360 - 180)
+    return Candidate(moved_box, candidate.score, float(misfit))
+
+
+def _robust_fit(usual: np.ndarray, centres: np.ndarray) -> tuple[Similarity, np.ndarray]:
+    """Fit a similarity from the usual centres to those found; without one that all others contradict.
+
+    Returns
+    -------
+    face : Similarity
+    distances : (n,) float64
+        Of the found centres from the fitted ones, pixels; those of all, also of the one left out.
+    """
+    every = np.arange(len(usual))
+    fits = [fit_similarity(usual[kept], centres[kept]) for kept in (every, *(every[every != k] for k in every))]
+    errors = [np.linalg.norm(fit(usual) - centres, axis=1) for fit in fits]
+    spread = [np.sqrt(np.mean(np.delete(error, k) ** 2)) for k, error in enumerate(errors[1:])]
+    best = int(np.argmin(spread))
+    if len(usual) > _PARTS_NEEDED and spread[best] < _CONTRADICTED * np.sqrt(np.mean(errors[0] ** 2)):
+        return fits[1 + best], errors[1 + best]
+    return fits[0], errors[0]
 
 
 def overlap(one: Box, other: Box) -> float:
@@ -95,6 +149,13 @@ def nms(boxes: Sequence[Box], threshold: float) -> list[int]:
         if all(overlap(box, boxes[other]) < threshold for other in kept):
             kept.append(index)
     return kept
+
+
+def best(candidates: Sequence[Candidate], most: int, worse: float) -> list[Candidate]:
+    """Return those of least misfit without duplicates: at most `most`, with at most `worse` more than the least."""
+    order = sorted(candidates, key=lambda one: one.misfit)
+    kept = [order[i] for i in nms([candidate.box for candidate in order], DUPLICATE)]
+    return [candidate for candidate in kept[:most] if candidate.misfit <= kept[0].misfit + worse]
 
 
 def agreement(coarse: np.ndarray, fine: np.ndarray) -> float:

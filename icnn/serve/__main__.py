@@ -9,12 +9,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from icnn.cli import Parser, StopError, compilation_announced, positive, run
-from icnn.errors import InputError
 from icnn.model.weights import SHIPPED
-from icnn.parse.parser import Detect, FaceParser
+from icnn.parse.parser import FaceParser
 from icnn.serve.app import make_app, missing
 
 _THREADS = 4  # request threads; only one of them parses at a time
@@ -43,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         raise missing() from None
     faces = FaceParser(options.weights, options.backend, options.threads)
-    app = make_app(faces, _detector(), options.megabytes << 20, options.megapixels * 1_000_000)
+    app = make_app(faces, options.megabytes << 20, options.megapixels * 1_000_000)
     with compilation_announced():
-        faces.parse(np.zeros((256, 256, 3), np.uint8), [(58, 58, 140, 140)])  # compile before the first request
+        faces.warm_up()  # compile before the first request
     most_bytes = options.megabytes << 20
     server = create_server(
         app,
@@ -70,16 +67,6 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 65535, got {text!r}")
     return int(text)
-
-
-def _detector() -> Detect | None:
-    """Return the OpenCV detector, or None if it is not installed."""
-    from icnn.parse.detect import detector
-
-    try:
-        return detector()
-    except InputError:
-        return None
 
 
 def _run_until_signal(server: Any) -> int:

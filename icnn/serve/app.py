@@ -4,16 +4,14 @@ import base64
 import io
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from icnn.classes import COLOURS, PARTS
-from icnn.data.face_box import Box
 from icnn.data.images import photograph_of
 from icnn.data.overlay import label_image
 from icnn.errors import InputError
-from icnn.parse.parser import Detect, FaceParser, box_of, numbers_of
+from icnn.parse.parser import FaceParser, box_of, numbers_of
 from icnn.parse.results import described
 
 _TYPES = ("image/", "application/octet-stream")
@@ -33,14 +31,12 @@ def missing() -> InputError:
     return InputError("expected Flask and Waitress, found none; try pip install 'icnn[serve]'")
 
 
-def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pixels: int) -> Any:
+def make_app(parser: FaceParser, most_bytes: int, most_pixels: int) -> Any:
     """Create the Flask application.
 
     Parameters
     ----------
     parser : FaceParser
-    detect : Detect, optional
-        Face detector; if None, requests with ``detect`` are rejected.
     most_bytes, most_pixels : int
         Maximum size of a photograph: of its file, and of the decoded image.
 
@@ -72,8 +68,10 @@ def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pi
         data = request.get_data(cache=False)
         with one_at_a_time:  # decoding too, so that many requests do not multiply the memory
             photograph = photograph_of(data, "the photograph", most_pixels)
-            boxes, finder = _faces_to_parse(request.args, photograph.shape[:2], detect)
-            return answer_of(parser.parse_photographs([photograph], boxes, finder)[0]), 200
+            face = request.args.get("face")
+            boxes = [[box_of(numbers_of(face), photograph.shape[:2])]] if face else None
+            detect = request.args.get("detect", "") not in ("", "0")
+            return answer_of(parser.parse_photographs([photograph], boxes, detect)[0]), 200
 
     app.add_url_rule("/", view_func=lambda: app.send_static_file("index.html"), endpoint="page")
     app.add_url_rule("/parse", view_func=parse, methods=["POST"])
@@ -82,19 +80,6 @@ def make_app(parser: FaceParser, detect: Detect | None, most_bytes: int, most_pi
     app.register_error_handler(Exception, _failed)
     app.after_request(_with_headers)
     return app
-
-
-def _faces_to_parse(
-    arguments: Mapping[str, str], size: tuple[int, int], detect: Detect | None
-) -> tuple[list[list[Box]] | None, Detect | None]:
-    """Return the boxes or the detector that a request's ``face=X,Y,W,H`` or ``detect=1`` asks for."""
-    if face := arguments.get("face"):
-        return [[box_of(numbers_of(face), size)]], None
-    if arguments.get("detect", "") in ("", "0"):
-        return None, None
-    if detect is None:
-        raise InputError("expected OpenCV to find several faces, found none; pip install 'icnn[detect]'")
-    return None, detect
 
 
 def _refused(error: Any, most_bytes: int) -> _Answer:

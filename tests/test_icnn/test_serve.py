@@ -47,7 +47,8 @@ def encoded(image, kind="PNG", **options):
 def client(monkeypatch):
     """Flask's own client, with networks that know the coloured faces; 200 kB and 100,000 pixels at most."""
     monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
-    return make_app(FaceParser(backend="numpy"), None, 200_000, 100_000).test_client()
+    monkeypatch.setattr(FaceParser, "_propose", lambda *_: [])
+    return make_app(FaceParser(backend="numpy"), 200_000, 100_000).test_client()
 
 
 def post(client, data, kind="image/png", query=""):
@@ -107,7 +108,6 @@ FACE = encoded(coloured_face().image)
         (encoded(np.zeros((400, 300, 3), np.uint8)), "image/png", "", 400, "at most 100000 pixels"),
         (FACE, "image/png", "?face=1,2", 400, "x, y, width, height"),
         (FACE, "image/png", "?face=a,b,c,d", 400, "X,Y,W,H"),
-        (FACE, "image/png", "?detect=1", 400, "icnn[detect]"),
     ],
 )
 def test_what_is_refused_is_refused_with_a_reason(client, data, kind, query, status, words):

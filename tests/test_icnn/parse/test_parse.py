@@ -16,8 +16,11 @@ from stubs import coloured_face, oracle
 
 import icnn.parse.__main__
 from icnn.classes import COLOURS, PARTS
+from icnn.data.face_box import Box
 from icnn.parse.__main__ import chosen_parts
 from icnn.parse.files import list_inputs
+from icnn.parse.parser import FaceParser
+from icnn.parse.search import Candidate
 
 ROOT = Path(__file__).parents[3]
 PARSE = ("parse", "--backend", "numpy")
@@ -26,8 +29,9 @@ ENDINGS = (".json", "_labels.png", "_overlay.png")
 
 @pytest.fixture(autouse=True)
 def oracles(request, monkeypatch):
-    """Networks that know the coloured faces."""
+    """Networks that know the coloured faces, and a finder that does not."""
     monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
+    monkeypatch.setattr(FaceParser, "_propose", lambda *_: [])
 
 
 def photograph(path, **face):
@@ -90,12 +94,13 @@ def test_a_face_that_is_given_is_parsed_there(tmp_path):
 
 
 def test_detection_is_what_is_asked(tmp_path, monkeypatch):
-    from icnn.data.face_box import Box
-
-    monkeypatch.setattr("icnn.parse.detect.detector", lambda: lambda _: [Box(133, 130, 128)])
+    asked = []
+    monkeypatch.setattr(
+        FaceParser, "_propose", lambda _, __, detect: asked.append(detect) or [Candidate(Box(133, 130, 128), 0.9)]
+    )
     source = photograph(tmp_path / "one.png")
     assert call(*PARSE, source, "--out", tmp_path, "--detect")[0] == 0
-    assert len(json.loads((tmp_path / "one.json").read_text())["faces"]) == 1
+    assert len(json.loads((tmp_path / "one.json").read_text())["faces"]) == 1 and asked == [True]
 
 
 def test_no_face_is_a_line_and_an_empty_list(tmp_path):

@@ -1,7 +1,5 @@
 """Parser: are faces of any size found, parsed and described where they are, and nothing where there is none?"""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,19 +8,22 @@ from stubs import coloured_face, grown, oracle, usual_layout
 import icnn
 from icnn.classes import PARTS
 from icnn.data.face_box import CROP_SIZE, TYPICAL_LENGTH, Box
+from icnn.data.images import as_photograph
+from icnn.data.pyramid import Pyramid
 from icnn.errors import InputError
 from icnn.evaluate.metrics import confusion, f_measures
 from icnn.model.centres import part_centres
-from icnn.parse.parser import FaceParser, as_photograph, box_of
+from icnn.parse.parser import FaceParser, box_of
 from icnn.parse.search import (
     DUPLICATE,
     USUAL,
+    Candidate,
     agreement,
     crop_face,
     nms,
     overlap,
     propose_centred,
-    refine_box,
+    refine,
 )
 
 MIDDLE = (CROP_SIZE - 1) / 2
@@ -30,15 +31,22 @@ MIDDLE = (CROP_SIZE - 1) / 2
 
 @pytest.fixture
 def parser(monkeypatch):
-    """A parser whose networks know the coloured faces."""
+    """A parser whose networks know the coloured faces, and whose finder does not."""
     monkeypatch.setattr("icnn.parse.parser.load_pipeline", lambda *_: oracle())
+    monkeypatch.setattr(FaceParser, "_propose", lambda *_: [])
     return FaceParser(backend="numpy")
 
 
 def true_box(shape=(256, 256), middle=(133, 125)):
     """The box of a `coloured_face`: where the usual face would have its parts."""
     centres = part_centres(coloured_face(shape, middle).labels())
-    return refine_box(Box(MIDDLE, MIDDLE, TYPICAL_LENGTH), centres, np.ones(6, bool))
+    return refined(Box(MIDDLE, MIDDLE, TYPICAL_LENGTH), centres)
+
+
+def refined(box, centres, found=None):
+    candidate = refine(Candidate(box), centres, np.ones(6, bool) if found is None else found)
+    assert candidate is not None
+    return candidate.box
 
 
 def corner_box(box):
@@ -132,13 +140,6 @@ def test_probabilities_are_those_of_the_labels(parser):
     assert (probabilities.argmax(-1) == result.labels).all() and result.labels.any()
 
 
-def test_labels_do_not_depend_on_the_strips_they_are_made_in(parser, monkeypatch):
-    photograph, _ = in_front_of_grey(grown(coloured_face(), (400, 400)), (500, 450), (50, 25))
-    whole = parser.parse(photograph).labels
-    monkeypatch.setattr("icnn.parse.results._STRIP", 1000)
-    assert (parser.parse(photograph).labels == whole).all() and whole.any()
-
-
 # ---------------------------------------------------------------- faces that are given
 
 
@@ -186,8 +187,8 @@ def test_photographs_parsed_together_do_not_disturb_each_other(parser):
 # ---------------------------------------------------------------- faces that are detected
 
 
-def test_detected_faces_are_all_parsed_the_surest_first(parser):
-    """A detector's boxes are only roughly right, and some are no faces."""
+def test_detected_faces_are_all_parsed_the_surest_first(parser, monkeypatch):
+    """The finder's boxes are only roughly right, and some are no faces."""
     face = coloured_face()
     photograph, truth = np.zeros((300, 700, 3), np.uint8), np.zeros((300, 700), np.uint8)
     for left in (10, 400):
@@ -199,17 +200,11 @@ def test_detected_faces_are_all_parsed_the_surest_first(parser):
         Box(own.x + 404, own.y + 20, own.length),  # the same once more
         Box(340, 200, 40),
     ]
-    (result,) = parser.parse_photographs([photograph], detect=lambda _: rough)
+    monkeypatch.setattr(FaceParser, "_propose", lambda *_: [Candidate(box, 0.9) for box in rough])
+    result = parser.parse(photograph, detect=True)
     assert len(result.faces) == 2
     assert sorted(round(one.box[0], -2) for one in result.faces) == pytest.approx([0, 500], abs=150)
-    assert result.faces[0].agreement >= result.faces[1].agreement
     assert score(truth, result.labels) > 0.85
-
-
-def test_without_opencv_detection_says_what_to_install(parser, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(InputError, match=r"icnn\[detect\]"):
-        parser.parse(coloured_face().image, detect=True)
 
 
 # ---------------------------------------------------------------- what comes in
@@ -272,26 +267,26 @@ def test_a_box_moves_onto_the_face_in_its_square(x, y, length):
     photograph = (USUAL - MIDDLE) * (truth.length / TYPICAL_LENGTH) + (truth.x, truth.y)
     square = (photograph - (rough.x, rough.y)) * (TYPICAL_LENGTH / rough.length) + MIDDLE
     found = np.ones(6, bool)
-    assert corner_box(refine_box(rough, square, found)) == pytest.approx(corner_box(truth))
+    assert corner_box(refined(rough, square, found)) == pytest.approx(corner_box(truth))
     found[[1, 4]] = False
     square[[1, 4]] = 0
-    assert corner_box(refine_box(rough, square, found)) == pytest.approx(corner_box(truth))
+    assert corner_box(refined(rough, square, found)) == pytest.approx(corner_box(truth))
     found[2] = False
-    assert refine_box(rough, square, found) is None
+    assert refine(Candidate(rough), square, found) is None
 
 
 def test_parts_that_lie_as_in_no_face_move_no_box():
-    box, found = Box(100, 100, 100), np.ones(6, bool)
-    assert refine_box(box, USUAL[:, ::-1], found) is None  # lying
-    assert refine_box(box, 255 - USUAL, found) is None  # upside down
-    assert refine_box(box, MIDDLE + (USUAL - MIDDLE) / 10, found) is None  # in a spot
+    box, found = Candidate(Box(100, 100, 100)), np.ones(6, bool)
+    assert refine(box, USUAL[:, ::-1], found) is None  # lying
+    assert refine(box, 255 - USUAL, found) is None  # upside down
+    assert refine(box, MIDDLE + (USUAL - MIDDLE) / 10, found) is None  # in a spot
 
 
 def test_a_square_shows_the_face_as_large_as_in_training():
     face = coloured_face()
     own = true_box()
-    square = crop_face(grown(face, (512, 512)).image, Box(2 * own.x + 0.5, 2 * own.y + 0.5, 2 * own.length))
-    plain = crop_face(face.image, own)
+    square = crop_face(Pyramid(grown(face, (512, 512)).image), Box(2 * own.x + 0.5, 2 * own.y + 0.5, 2 * own.length))
+    plain = crop_face(Pyramid(face.image), own)
     assert square.dtype == np.uint8 and square.shape == (CROP_SIZE, CROP_SIZE, 3)
     assert np.mean(np.abs(square.astype(int) - plain) > 100) < 0.01
     centres = part_centres(coloured_face(middle=(133, 125)).labels())
@@ -324,3 +319,57 @@ def test_agreement_of_equal_and_of_different_labels():
 
 def test_the_usual_layout_is_about_that_of_the_stub():
     assert np.abs(usual_layout() * CROP_SIZE - 0.5 - USUAL).max() < 24
+
+
+# ---------------------------------------------------------------- faces at any angle, one after the other
+
+
+@pytest.mark.parametrize("degrees", [-30, 45, 90, 180])
+def test_a_turned_face_is_parsed_upright(parser, monkeypatch, degrees):
+    """The finder's angle is roughly right; labels are as good as those of the upright face."""
+    face = coloured_face()
+    own, middle = true_box(), 349.5
+    photograph, truth = in_front_of_grey(face, (700, 700), (222, 222))
+    turned, expected = (
+        np.asarray(Image.fromarray(pixels).rotate(degrees, Image.Resampling.NEAREST)) for pixels in (photograph, truth)
+    )
+    turn = Box(0, 0, 1, degrees).axes
+    x, y = turn @ (own.x + 222 - middle, own.y + 222 - middle) + middle
+    rough = Box(x + 8, y - 5, 1.1 * own.length, degrees + 12)
+    monkeypatch.setattr(FaceParser, "_propose", lambda *_: [Candidate(rough, 0.9)])
+    result = parser.parse(turned)
+    assert score(expected, result.labels) > 0.85
+    (found,) = result.faces
+    assert abs((found.roll - degrees + 180) % 360 - 180) < 6
+    assert (found.box[0] + found.box[2] / 2, found.box[1] + found.box[3] / 2) == pytest.approx((x, y), abs=8)
+
+
+def test_the_most_prominent_of_sure_faces_is_parsed(parser, monkeypatch):
+    small, large = grown(coloured_face(), (200, 200)), grown(coloured_face(), (500, 500))
+    photograph = np.zeros((600, 1000, 3), np.uint8)
+    photograph[:200, :200], photograph[50:550, 300:800] = small.image, large.image
+    own = true_box()
+    boxes = [Box((x + 0.5) * k - 0.5 + left, (y + 0.5) * k - 0.5 + top, own.length * k)
+             for k, left, top in ((200 / 256, 0, 0), (500 / 256, 300, 50)) for x, y in ((own.x, own.y),)]  # fmt: skip
+    monkeypatch.setattr(FaceParser, "_propose", lambda *_: [Candidate(box, 0.9) for box in boxes])
+    (one,) = parser.parse(photograph).faces
+    assert one.box[2] == pytest.approx(boxes[1].length, rel=0.1)
+    assert len(parser.parse(photograph, detect=True).faces) == 2
+
+
+def test_many_photographs_are_parsed_in_their_order(parser, tmp_path):
+    images = [np.zeros((70, 50, 3), np.uint8), coloured_face().image, coloured_face(middle=(140, 120)).image]
+    images += [grown(coloured_face(), (300, 300)).image] * 6
+    Image.fromarray(images[1]).save(tmp_path / "a.png")
+    sources = [images[0], tmp_path / "a.png", Image.fromarray(images[2]), *images[3:]]
+    for image, result in zip(images, parser.parse_many(iter(sources)), strict=True):
+        alone = parser.parse(image)
+        assert (result.labels == alone.labels).all() and result.faces == alone.faces
+
+
+def test_of_many_photographs_a_bad_one_is_named_when_its_turn_comes(parser, tmp_path):
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    results = parser.parse_many([coloured_face().image, str(tmp_path / "b.jpg")])
+    assert next(results).faces
+    with pytest.raises(InputError, match=r"b\.jpg"):
+        next(results)
