@@ -374,8 +374,8 @@ BUGS = [
     Bug(
         "stages that see nothing in common are a face",
         "icnn/parse/parser.py",
-        "if face.sureness >= least",
-        "if face.sureness >= -1",
+        "if prediction.sureness >= least:",
+        "if prediction.sureness >= -1:",
         "test_parser.py::test_stages_that_see_different_things_are_no_face",
     ),
     Bug(

@@ -36,6 +36,7 @@ LEAST_SURENESS, LEAST_CENTRED = 0.55, 0.34
 _ALL = ((1000, np.inf),) * 3
 _FEW = (4, np.inf), (4, np.inf), (3, 5.0)
 _HIT = 0.55  # IoU from which on a box has found the face that another one shows
+_TOGETHER = 32  # crops that are predicted together: each has nine maps, of which those of a face alone are kept
 _AHEAD = 4  # photographs that are decoded before their turn
 _OVERLAPPING = 0.3  # IoU from which on two faces count as one
 
@@ -204,9 +205,9 @@ class FaceParser:
         self, candidates: Sequence[Sequence[Candidate]], photographs: Sequence[Pyramid], detect: bool, least: float
     ) -> list[list[FacePrediction]]:
         """Predict candidates; keep the faces that are sure, or the most prominent one of a photograph."""
-        faces = self._predict_candidates(photographs, candidates)
+        faces = self._predict_candidates(photographs, candidates, least)
         shapes = [None if detect else photograph.shape for photograph in photographs]
-        return [_most_sure(own, shape, least) for own, shape in zip(faces, shapes, strict=True)]
+        return [_most_sure(own, shape) for own, shape in zip(faces, shapes, strict=True)]
 
     def _propose(self, photograph: Pyramid, detect: bool) -> list[Candidate]:
         """Propose boxes with the finder: of all faces, or of the most prominent ones."""
@@ -251,19 +252,21 @@ class FaceParser:
         return side_by_side(lambda place: crop_face(photographs[place[0]], place[1].box, size), places, threads)
 
     def _predict_candidates(
-        self, photographs: Sequence[Pyramid], candidates: Sequence[Sequence[Candidate]]
+        self, photographs: Sequence[Pyramid], candidates: Sequence[Sequence[Candidate]], least: float = -np.inf
     ) -> list[list[FacePrediction]]:
-        """Run both stages on the crops of candidates."""
+        """Run both stages on the crops of candidates; return those that are at least so sure."""
         faces: list[list[FacePrediction]] = [[] for _ in photographs]
-        places = _places(candidates)
-        if not places:
-            return faces
-        crops = self._crops(photographs, places, CROP_SIZE)
-        located = self._pipeline.locate(crops)
-        patches = self._pipeline.label_patches(crops, located.centres)
-        maps = self._pipeline.joint_probabilities((CROP_SIZE, CROP_SIZE), patches)
-        for (n, candidate), probable, *seen in zip(places, maps, *located, strict=True):
-            faces[n].append(_prediction(candidate, probable, *seen))
+        every = _places(candidates)
+        for start in range(0, len(every), _TOGETHER):
+            places = every[start : start + _TOGETHER]
+            crops = self._crops(photographs, places, CROP_SIZE)
+            located = self._pipeline.locate(crops)
+            patches = self._pipeline.label_patches(crops, located.centres)
+            maps = self._pipeline.joint_probabilities((CROP_SIZE, CROP_SIZE), patches)
+            for (n, candidate), probable, *seen in zip(places, maps, *located, strict=True):
+                prediction = _prediction(candidate, probable, *seen)
+                if prediction.sureness >= least:
+                    faces[n].append(prediction)
         return faces
 
 
@@ -301,12 +304,9 @@ def _ahead(futures: Iterator[Future]) -> Iterator[Future]:
     yield from begun
 
 
-def _most_sure(faces: list[FacePrediction], shape: tuple[int, int] | None, least: float) -> list[FacePrediction]:
-    """Reject what is hardly a face, then non-maximum suppression, the surest first.
-
-    With the `shape` of the photograph only the most prominent face is kept.
-    """
-    sure = sorted((face for face in faces if face.sureness >= least), key=lambda face: -face.sureness)
+def _most_sure(faces: list[FacePrediction], shape: tuple[int, int] | None) -> list[FacePrediction]:
+    """Return the faces without duplicates, the surest first; with a photograph's `shape`, only the most prominent."""
+    sure = sorted(faces, key=lambda face: -face.sureness)
     kept = [sure[i] for i in nms([face.box for face in sure], _OVERLAPPING)]
     if shape is None or not kept:
         return kept

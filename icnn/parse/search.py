@@ -1,7 +1,8 @@
-"""Propose and refine face boxes in unannotated photographs.
+"""Refine and judge face boxes in unannotated photographs.
 
-Boxes are proposed, moved onto the parts that stage 1 finds in them, and scored by the agreement of both stages: two
-networks that were trained separately and see different scales label the same pixels of a face, and few of a wall.
+Boxes that the finder proposes are moved onto the parts that stage 1 finds in them. How much these lie as in a typical
+face tells good boxes from bad ones, and so does the agreement of both stages: two networks that were trained separately
+and see different scales label the same pixels of a face, and few of a wall.
 """
 
 from collections.abc import Sequence
@@ -113,9 +114,9 @@ def _robust_fit(usual: np.ndarray, centres: np.ndarray) -> tuple[Similarity, np.
     fits = [fit_similarity(usual[kept], centres[kept]) for kept in (every, *(every[every != k] for k in every))]
     errors = [np.linalg.norm(fit(usual) - centres, axis=1) for fit in fits]
     spread = [np.sqrt(np.mean(np.delete(error, k) ** 2)) for k, error in enumerate(errors[1:])]
-    best = int(np.argmin(spread))
-    if len(usual) > _PARTS_NEEDED and spread[best] < _CONTRADICTED * np.sqrt(np.mean(errors[0] ** 2)):
-        return fits[1 + best], errors[1 + best]
+    out = int(np.argmin(spread))
+    if len(usual) > _PARTS_NEEDED and spread[out] < _CONTRADICTED * np.sqrt(np.mean(errors[0] ** 2)):
+        return fits[1 + out], errors[1 + out]
     return fits[0], errors[0]
 
 
