@@ -174,14 +174,13 @@ class FaceParser:
         if boxes is not None:
             return self._predict_candidates(photographs, [list(map(Candidate, own)) for own in boxes])
         faces = self._select(self.find(photographs, detect), photographs, detect, LEAST_SURENESS)
-        if not detect:  # where the finder finds nothing, stage 1 looks around the middle
-            centred = [
-                [] if own else list(map(Candidate, propose_centred(photograph.shape)))
-                for photograph, own in zip(photographs, faces, strict=True)
-            ]
-            again = self._select(self._refine(photographs, centred, _FEW), photographs, detect, LEAST_CENTRED)
-            faces = [own or other for own, other in zip(faces, again, strict=True)]
-        return faces
+        # Where the finder finds nothing, stage 1 looks around the middle.
+        centred = [
+            [] if own else list(map(Candidate, propose_centred(photograph.shape)))
+            for photograph, own in zip(photographs, faces, strict=True)
+        ]
+        again = self._select(self._refine(photographs, centred, _FEW), photographs, detect=False, least=LEAST_CENTRED)
+        return [own or other for own, other in zip(faces, again, strict=True)]
 
     def find(self, photographs: Sequence[Pyramid], detect: bool = False) -> list[list[Candidate]]:
         """Find boxes with a face in them, probably, with the finder and stage 1.
