@@ -3,6 +3,7 @@
 A (2, 3) float64 matrix maps output pixels (x, y, 1) to input pixels; integer coordinates are pixel centres.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,6 +31,11 @@ def affine(
     if whole.ndim < 2:
         whole = whole * np.eye(2)
     return np.column_stack([whole, np.broadcast_to(target, 2) - whole @ np.broadcast_to(source, 2)])
+
+
+def shrinkage(matrix: np.ndarray) -> float:
+    """Return how many input pixels fall into one output pixel along each axis, their geometric mean."""
+    return math.sqrt(abs(np.linalg.det(matrix[:, :2])))
 
 
 def to_reduced(matrix: np.ndarray, factor: int) -> np.ndarray:

@@ -19,16 +19,7 @@ def warp(values, inside, pixels, matrix, grid):
             x = matrix[0, 0] * j + matrix[0, 1] * i + matrix[0, 2]
             y = matrix[1, 0] * j + matrix[1, 1] * i + matrix[1, 2]
             inside[i, j] = _is_inside(x, y, width, height)
-            count = 0
-            for row in range(grid):
-                for column in range(grid):
-                    v = (row + 0.5) / grid - 0.5
-                    u = (column + 0.5) / grid - 0.5
-                    xs = x + matrix[0, 0] * u + matrix[0, 1] * v
-                    ys = y + matrix[1, 0] * u + matrix[1, 1] * v
-                    if _is_inside(xs, ys, width, height):
-                        count += 1
-                        _add_bilinear(values[i, j], pixels, xs, ys)
+            count = _add_samples(values[i, j], pixels, x, y, matrix, grid)
             if inside[i, j] and count:
                 for c in range(channels):
                     values[i, j, c] /= np.float32(count)
@@ -41,6 +32,23 @@ def _is_inside(x, y, width, height):
     # the border is outside, with a margin for rounding, so that the mask of a mirrored image is the mirrored mask
     edge = 0.5 - 1e-6
     return -edge < x < width - 1 + edge and -edge < y < height - 1 + edge
+
+
+@cached(nogil=True, error_model="numpy")
+def _add_samples(total, pixels, x, y, matrix, grid):
+    """Add the grid x grid bilinear samples of the output pixel at (x, y) to `total`; return how many are inside."""
+    height, width = pixels.shape[:2]
+    count = 0
+    for row in range(grid):
+        for column in range(grid):
+            v = (row + 0.5) / grid - 0.5
+            u = (column + 0.5) / grid - 0.5
+            xs = x + matrix[0, 0] * u + matrix[0, 1] * v
+            ys = y + matrix[1, 0] * u + matrix[1, 1] * v
+            if _is_inside(xs, ys, width, height):
+                count += 1
+                _add_bilinear(total, pixels, xs, ys)
+    return count
 
 
 @cached(nogil=True, error_model="numpy")
@@ -122,18 +130,8 @@ def _common_cell(cells, x, y, matrix, grid):
 @cached(nogil=True, error_model="numpy")
 def _sampled(mean, maps, x, y, matrix, grid):
     """Return the arg-max of the mean of a pixel's samples, as `warp` takes them; `mean` is overwritten."""
-    size = maps.shape[0]
     mean[:] = 0
-    count = 0
-    for row in range(grid):
-        for column in range(grid):
-            v = (row + 0.5) / grid - 0.5
-            u = (column + 0.5) / grid - 0.5
-            xs = x + matrix[0, 0] * u + matrix[0, 1] * v
-            ys = y + matrix[1, 0] * u + matrix[1, 1] * v
-            if _is_inside(xs, ys, size, size):
-                count += 1
-                _add_bilinear(mean, maps, xs, ys)
+    count = _add_samples(mean, maps, x, y, matrix, grid)
     best = 0
     for part in range(1, mean.size):
         if mean[part] / np.float32(count) > mean[best] / np.float32(count):

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from icnn.data.geometry import to_reduced
+from icnn.data.geometry import shrinkage, to_reduced
 from icnn.data.images import read_reduced
 from icnn.data.resample import warp
 
 #: Pixels of the shorter side at which a JPEG file is decoded at first: enough for a face that takes a quarter of it.
 _FIRST = 560
-_MOST = 16  # highest level
+_MOST = 16  # levels above the photograph itself
 
 
 class Pyramid:
@@ -72,6 +72,5 @@ class Pyramid:
 
     def crop(self, matrix: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Resample a part of the photograph; as `icnn.data.resample.warp`, with `matrix` from crop to photograph."""
-        shrink = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-        factor = 2 ** min(max(0, math.floor(math.log2(max(shrink, 1)) + 1e-9)), _MOST)
+        factor = 2 ** min(math.floor(math.log2(max(shrinkage(matrix), 1)) + 1e-9), _MOST)
         return warp(self.reduced(factor), to_reduced(matrix, factor), size)

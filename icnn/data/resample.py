@@ -6,7 +6,6 @@ x_source = M @ (x, y, 1), with pixel centres at integers: pixel x covers
 x' = (x + 0.5) s - 0.5.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from icnn.classes import PARTS
-from icnn.data.geometry import affine
+from icnn.data.geometry import affine, shrinkage
 from minicnn.kernels.host import cores
 
 Item = TypeVar("Item")
@@ -86,7 +85,7 @@ def draw_labels(
 
 def _samples(matrix: np.ndarray) -> int:
     """Return the samples of an output pixel along each axis: the source pixels that fall into it, rounded."""
-    return max(1, round(math.sqrt(abs(np.linalg.det(matrix[:, :2])))))
+    return max(1, round(shrinkage(matrix)))
 
 
 def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], threads: int | None = None) -> list[Result]:

@@ -85,7 +85,7 @@ class FacePrediction(NamedTuple):
 
     @property
     def sureness(self) -> float:
-        """How sure it is that this is a face: 20 times this are about its log odds, but for a constant."""
+        """Evidence that this is a face; 20 times it is about the log odds, up to a constant."""
         odds = np.log(self.score + 1e-4) - np.log(1 - self.score + 1e-4)
         return float(self.agreement + 0.05 * odds - 0.03 * self.misfit)
 
@@ -134,7 +134,7 @@ class Drawn(NamedTuple):
     Attributes
     ----------
     labels : (h, w) uint8
-        Ids in the region that the face crop covers.
+        Ids in the region of the photograph that holds the face's parts.
     rows, columns : (9, h) and (9, w) int64
         Number of pixels of each id in each row and column; not of the background.
     corner : (int, int)
