@@ -24,8 +24,7 @@ from icnn.cli import Parser, existing_folder, positive, text_table
 from minicnn.checkpoint import atomic_path
 from minicnn.graph import Graph
 from minicnn.kernels import get_backend
-from minicnn.kernels.cpu.compile import VECTOR_BYTES
-from minicnn.kernels.cpu.tiles import lanes
+from minicnn.kernels.cpu.vectors import VECTOR_BYTES, lanes
 from minicnn.kernels.host import cores
 from minicnn.layers import Conv2D
 from minicnn.planner import needs_gradient

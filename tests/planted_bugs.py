@@ -35,7 +35,8 @@ class Bug(NamedTuple):
 
 REFERENCE, LAYERS = "minicnn/kernels/reference.py", "minicnn/layers.py"
 SCHEDULE = "minicnn/planner.py"
-WINOGRAD, WINOGRAD_TILES = "minicnn/kernels/cpu/conv_winograd.py", "minicnn/kernels/cpu/winograd_tiles.py"
+WINOGRAD, WINOGRAD_TILES = "minicnn/kernels/cpu/conv_winograd.py", "minicnn/kernels/cpu/compiled/winograd_tiles.py"
+WINOGRAD_LOOPS = "minicnn/kernels/cpu/compiled/conv_winograd.py"
 GPU, GPU_DEVICE = "minicnn/kernels/cuda/backend.py", "minicnn/kernels/cuda/device.py"
 RESAMPLE, CENTRES, MODULATION = "icnn/data/loops.py", "icnn/model/centres.py", "icnn/model/modulation.py"
 
@@ -114,7 +115,7 @@ BUGS = [
     ),
     Bug(
         "two of equal numbers take the gradient of their maximum",
-        "minicnn/kernels/cpu/pool.py",
+        "minicnn/kernels/cpu/compiled/pool.py",
         "second = b == peak and a != peak",
         "second = b == peak",
         "test_kernels.py::test_ties_in_an_interlinking_layer[numba]",
@@ -128,7 +129,7 @@ BUGS = [
     ),
     Bug(
         "more tasks than planes",
-        "minicnn/kernels/cpu/compile.py",
+        "minicnn/kernels/cpu/kernel.py",
         "    return one_a_plane(x)\n",
         "    return one_a_plane(_)\n",
         "test_compiled.py::test_a_kernel_writes_nothing_but_its_outputs[upsample_nearest2d_forward]",
@@ -149,7 +150,7 @@ BUGS = [
     ),
     Bug(
         "Winograd: tiles that pad the last vector count in the weight gradient",
-        WINOGRAD,
+        WINOGRAD_LOOPS,
         "real = counts[task, 2] - (r * n_quads + q) * (lane_count // TILE)",
         "real = lane_count",
         "test_compiled.py::test_convolution_of_any_shape",
@@ -163,7 +164,7 @@ BUGS = [
     ),
     Bug(
         "Winograd: kernels are not rotated for the input gradient",
-        WINOGRAD,
+        WINOGRAD_LOOPS,
         "t[TAPS * a + b] = w[c, o, k - 1 - top - a, k - 1 - left - b]",
         "t[TAPS * a + b] = w[c, o, top + a, left + b]",
         "test_kernels.py::test_convolution_agrees_with_the_reference[numba-K9-C10-O7-(64,64)-N1]",
@@ -171,15 +172,15 @@ BUGS = [
     Bug(
         "Winograd: kernels transformed once, not at each call",
         WINOGRAD,
-        "steps.append(_transform_weights.bind(u, w, taps, out_channels, transposed))",
-        "_transform_weights.bind(u, w, taps, out_channels, transposed)()",
+        "steps.append(_TRANSFORM_WEIGHTS.bind(u, w, taps, out_channels, transposed))",
+        "_TRANSFORM_WEIGHTS.bind(u, w, taps, out_channels, transposed)()",
         "test_plan.py::test_written_parameters_count_from_the_next_forward[numba]",
     ),
     Bug(
         "compiled kernels found again although their sources changed",
-        "minicnn/kernels/cpu/compile.py",
-        'known = f"{_FINGERPRINT.hexdigest()} {char} {constants}"',
-        'known = f"{char} {constants}"',
+        "minicnn/kernels/cpu/store.py",
+        "return hashlib.sha256(sources + ",
+        "return hashlib.sha256(",
         "test_compiled.py::test_compiled_kernels_of_other_sources_are_not_used",
     ),
     Bug(
@@ -457,7 +458,7 @@ BUGS = [
     ),
     Bug(
         "blur that takes the outside for black",
-        "icnn/data/photometric.py",
+        "icnn/data/loops.py",
         "and inside[u, v]",
         "",
         "test_appearance.py::test_blur_is_a_gaussian_of_its_width_that_outside_has_no_part_in",

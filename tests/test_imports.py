@@ -18,11 +18,18 @@ ROOT = Path(minicnn.__file__).parents[1]
 ORDER = [
     "minicnn.kernels.signatures", "minicnn.kernels.validation", "minicnn.kernels.backend", "minicnn.kernels",
     "minicnn.kernels.host", "minicnn.kernels.reference",
-    "minicnn.kernels.cpu", "minicnn.kernels.cpu.cache", "minicnn.kernels.cpu.compile", "minicnn.kernels.cpu.layout",
-    "minicnn.kernels.cpu.vecmath", "minicnn.kernels.cpu.tiles", "minicnn.kernels.cpu.winograd_tiles",
-    "minicnn.kernels.cpu.winograd_products", "minicnn.kernels.cpu.winograd_blocks",
+    "minicnn.kernels.cpu", "minicnn.kernels.cpu.vectors", "minicnn.kernels.cpu.store",
+    "minicnn.kernels.cpu.compiled", "minicnn.kernels.cpu.compiled.options", "minicnn.kernels.cpu.compiled.compiler",
+    "minicnn.kernels.cpu.processes", "minicnn.kernels.cpu.loading", "minicnn.kernels.cpu.threads",
+    "minicnn.kernels.cpu.compiled.share", "minicnn.kernels.cpu.kernel",
+    "minicnn.kernels.cpu.layout", "minicnn.kernels.cpu.winograd_blocks",
     "minicnn.kernels.cpu.conv_direct", "minicnn.kernels.cpu.conv_weights", "minicnn.kernels.cpu.conv_winograd",
     "minicnn.kernels.cpu.conv", "minicnn.kernels.cpu.pool", "minicnn.kernels.cpu.loss", "minicnn.kernels.cpu.backend",
+    "minicnn.kernels.cpu.compiled.vecmath", "minicnn.kernels.cpu.compiled.tiles",
+    "minicnn.kernels.cpu.compiled.winograd_tiles", "minicnn.kernels.cpu.compiled.winograd_products",
+    "minicnn.kernels.cpu.compiled.conv_direct", "minicnn.kernels.cpu.compiled.conv_weights",
+    "minicnn.kernels.cpu.compiled.conv_winograd", "minicnn.kernels.cpu.compiled.pool",
+    "minicnn.kernels.cpu.compiled.loss",
     "minicnn.kernels.cuda", "minicnn.kernels.cuda.sources", "minicnn.kernels.cuda.tiles", "minicnn.kernels.cuda.device",
     "minicnn.kernels.cuda.backend", "minicnn.kernels.cuda.cublas",
     "minicnn.layers",
@@ -84,7 +91,7 @@ def imports(module: str) -> set[str]:
 
 def test_the_files_are_found():
     assert {"minicnn", "minicnn.kernels.cpu.backend", "icnn.model.network"} <= set(FILES)
-    assert {"minicnn.kernels.cpu.conv", "numba", "contextlib"} <= imports("minicnn.kernels.cpu.backend")
+    assert {"minicnn.kernels.cpu.conv", "collections.abc"} <= imports("minicnn.kernels.cpu.backend")
 
 
 @pytest.mark.parametrize("module", FILES)

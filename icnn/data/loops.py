@@ -1,17 +1,15 @@
-"""Compiled loops over pixels, for `resample`, which documents them.
+"""Loops over pixels that Numba compiles, for `resample` and `photometric`, which document them.
 
-Numba takes half a second to import, so this module is imported at the first use.
+Only processes that compile import this module. Arithmetic is strict: the same seed must give the same bits everywhere.
 """
 
 import numpy as np
+from numba import njit
 
-from minicnn.kernels.cpu.cache import cached
+from minicnn.kernels.cpu.compiled.options import STRICT
 
 
-# Strict arithmetic (no fastmath): code loaded from Numba's cache may fuse operations differently than in the process
-# that compiled it, and the same seed must give the same bits.
-@cached(nogil=True, error_model="numpy")
-def warp(values, inside, pixels, matrix, grid):
+def warp(tasks, values, inside, pixels, matrix, grid):
     """Write into values (H', W', C) the means of grid x grid bilinear samples of pixels, and inside (H', W')."""
     height, width, channels = pixels.shape
     for i in range(values.shape[0]):
@@ -27,14 +25,14 @@ def warp(values, inside, pixels, matrix, grid):
                 values[i, j, :] = 0
 
 
-@cached(nogil=True, inline="always")
+@njit(inline="always", **STRICT)
 def _is_inside(x, y, width, height):
     # the border is outside, with a margin for rounding, so that the mask of a mirrored image is the mirrored mask
     edge = 0.5 - 1e-6
     return -edge < x < width - 1 + edge and -edge < y < height - 1 + edge
 
 
-@cached(nogil=True, error_model="numpy")
+@njit(**STRICT)
 def _add_samples(total, pixels, x, y, matrix, grid):
     """Add the grid x grid bilinear samples of the output pixel at (x, y) to `total`; return how many are inside."""
     height, width = pixels.shape[:2]
@@ -51,7 +49,7 @@ def _add_samples(total, pixels, x, y, matrix, grid):
     return count
 
 
-@cached(nogil=True, error_model="numpy")
+@njit(**STRICT)
 def _add_bilinear(total, pixels, x, y):
     """Add the bilinear sample of `pixels` at (x, y) to `total`; edge pixels extend outwards by half a pixel."""
     height, width, channels = pixels.shape
@@ -72,8 +70,7 @@ def _add_bilinear(total, pixels, x, y):
 MIXED = 255
 
 
-@cached(nogil=True)
-def agree(cells, labels):
+def agree(tasks, cells, labels):
     """Write into cells (S, S) the label that a pixel shares with its right, lower and lower right neighbour, or MIXED.
 
     Bilinear samples between four pixels with one arg-max have the same arg-max.
@@ -87,14 +84,13 @@ def agree(cells, labels):
             cells[i, j] = own if same else MIXED
 
 
-@cached(nogil=True, error_model="numpy")
-def draw(labels, rows, columns, maps, cells, matrix, grid):
+def draw(tasks, mean, labels, rows, columns, maps, cells, matrix, grid):
     """Write the arg-max of maps (S, S, L), resampled as by `warp`, into labels (H', W'), which are 0.
 
-    rows (L, H') and columns (L, W') count the pixels of each label. `cells` are those of `agree`.
+    rows (L, H') and columns (L, W') count the pixels of each label. `cells` are those of `agree`; `mean`
+    is memory (L,).
     """
     size = maps.shape[0]
-    mean = np.zeros(maps.shape[2], np.float32)
     for i in range(labels.shape[0]):
         for j in range(labels.shape[1]):
             x = matrix[0, 0] * j + matrix[0, 1] * i + matrix[0, 2]
@@ -110,7 +106,7 @@ def draw(labels, rows, columns, maps, cells, matrix, grid):
                 columns[found, j] += 1
 
 
-@cached(nogil=True)
+@njit(**STRICT)
 def _common_cell(cells, x, y, matrix, grid):
     """Return the label of the cells of all samples of a pixel, or MIXED."""
     size, found = cells.shape[0], -1
@@ -127,7 +123,7 @@ def _common_cell(cells, x, y, matrix, grid):
     return found
 
 
-@cached(nogil=True, error_model="numpy")
+@njit(**STRICT)
 def _sampled(mean, maps, x, y, matrix, grid):
     """Return the arg-max of the mean of a pixel's samples, as `warp` takes them; `mean` is overwritten."""
     mean[:] = 0
@@ -139,8 +135,7 @@ def _sampled(mean, maps, x, y, matrix, grid):
     return best if count else 0
 
 
-@cached(nogil=True)
-def label(labels, maps, inside, threshold):
+def label(tasks, labels, maps, inside, threshold):
     """Write the largest map of each pixel into labels, which are 0."""
     for i in range(labels.shape[0]):
         for j in range(labels.shape[1]):
@@ -153,9 +148,8 @@ def label(labels, maps, inside, threshold):
                 labels[i, j] = best
 
 
-@cached(nogil=True, error_model="numpy")
-def normalise(out, values, inside):
-    """Normalise in float64, without the GIL: this runs in parallel with the training steps."""
+def normalise(tasks, out, values, inside):
+    """Normalise in float64."""
     height, width = inside.shape
     for c in range(out.shape[0]):
         count, total, peak = 0, 0.0, 0.0
@@ -177,3 +171,59 @@ def normalise(out, values, inside):
             for j in range(width):
                 if inside[i, j]:
                     out[c, i, j] = (values[i, j, c] - mean) / std
+
+
+# ---- photometric augmentation
+
+
+def occlude(tasks, values, inside, place, colour):
+    """Paint the pixels inside a turned rectangle; place is its centre, half its sides, cosine and sine of the turn."""
+    size = values.shape[0]
+    across, down, width, height, cosine, sine = place[0], place[1], place[2], place[3], place[4], place[5]
+    for i in range(size):
+        for j in range(size):
+            x, y = (j + 0.5) / size - across, (i + 0.5) / size - down
+            if inside[i, j] and abs(cosine * x + sine * y) < width and abs(cosine * y - sine * x) < height:
+                for c in range(3):
+                    values[i, j, c] = colour[c]
+
+
+def recolour(tasks, mixed, values, inside, mixture, curve, light):
+    """Apply the tone curve (257 points from 0 to 255), the lighting, then the channel mixture, in place.
+
+    `mixed` is memory (3,).
+    """
+    size = values.shape[0]
+    for i in range(size):
+        for j in range(size):
+            if not inside[i, j]:
+                continue
+            slope = light[0] * ((2 * j + 1) / size - 1) + light[1] * ((2 * i + 1) / size - 1)
+            for c in range(3):
+                place = min(max(values[i, j, c], np.float32(0)), np.float32(255)) * np.float32(256 / 255)
+                below = min(int(place), 255)
+                part = place - np.float32(below)
+                mixed[c] = (curve[below] + part * (curve[below + 1] - curve[below])) * np.float32(1 + slope)
+            for c in range(3):
+                value = mixture[c, 0] * mixed[0] + mixture[c, 1] * mixed[1] + mixture[c, 2] * mixed[2]
+                values[i, j, c] = min(max(value, np.float32(0)), np.float32(255))
+
+
+def blur(tasks, out, first, values, inside, taps):
+    """Blur along rows into first, then along columns into out, both 0; pixels outside do not contribute to any mean."""
+    size, reach = values.shape[0], len(taps) // 2
+    for source, target, down, across in ((values, first, 0, 1), (first, out, 1, 0)):
+        for i in range(size):
+            for j in range(size):
+                if not inside[i, j]:
+                    continue
+                total = np.float32(0)
+                for t in range(-reach, reach + 1):
+                    u, v = i + t * down, j + t * across
+                    if 0 <= u < size and 0 <= v < size and inside[u, v]:
+                        weight = taps[t + reach]
+                        total += weight
+                        for c in range(3):
+                            target[i, j, c] += weight * source[u, v, c]
+                for c in range(3):
+                    target[i, j, c] /= total

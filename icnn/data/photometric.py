@@ -11,11 +11,15 @@ import numpy as np
 from PIL import Image
 
 from icnn.config import Augment
-from minicnn.kernels.cpu.cache import cached
+from minicnn.kernels.cpu.kernel import Kernel, one
 
 LUMA = np.array((0.299, 0.587, 0.114))  # ITU-R BT.601
 _REACH = 3  # radius of the blur kernel in pixels
 _OCCLUDER = (0.15, 0.5)  # range of an occluder's sides, as fractions of the input's side
+
+_OCCLUDE = Kernel("icnn.data.loops:occlude", "pixels mask numbers flat", one, strict=True)
+_RECOLOUR = Kernel("icnn.data.loops:recolour", "flat pixels mask flat2 flat numbers", one, strict=True)
+_BLUR = Kernel("icnn.data.loops:blur", "pixels pixels pixels mask flat", one, strict=True)
 
 
 @dataclass(frozen=True)
@@ -113,17 +117,20 @@ class Appearance:
         -------
         (S, S, 3) float32 in [0, 255]
         """
-        out = np.array(values, np.float32)
+        out, inside = np.array(values, np.float32, order="C"), np.ascontiguousarray(inside)
         if self.occluder is not None:
             hides = self.occluder
-            _occlude(out, inside, hides.centre, hides.half, hides.angle, hides.colour)
+            place = np.array([*hides.centre, *hides.half, np.cos(hides.angle), np.sin(hides.angle)])
+            _OCCLUDE(out, inside, place, hides.colour)
         if self.gamma != 1 or self.saturation != 1 or self.light.any():
             curve = (255 * np.linspace(0, 1, 257) ** self.gamma).astype(np.float32)
             mixture = self.saturation * np.eye(3) + (1 - self.saturation) * np.tile(LUMA, (3, 1))
-            _recolour(out, inside, mixture.astype(np.float32), curve, self.light)
+            light = np.asarray(self.light, np.float64)
+            _RECOLOUR(np.empty(3, np.float32), out, inside, mixture.astype(np.float32), curve, light)
         if self.blur > 0:
             steps = np.arange(-_REACH, _REACH + 1)
-            out = _blurred(out, inside, np.exp(-0.5 * (steps / self.blur) ** 2).astype(np.float32))
+            sharp, out, first = out, np.zeros_like(out), np.zeros_like(out)
+            _BLUR(out, first, sharp, inside, np.exp(-0.5 * (steps / self.blur) ** 2).astype(np.float32))
         if self.noise > 0:
             out += np.float32(self.noise) * rng.standard_normal(out.shape, np.float32) * inside[..., None]
         if self.quality:
@@ -137,62 +144,3 @@ def through_jpeg(values: np.ndarray, quality: int) -> np.ndarray:
     Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
     with Image.open(file) as image:
         return np.asarray(image, np.float32)
-
-
-# As in `resample`, no fastmath, so that every run gives the same bits, and no GIL, so that training steps are not
-# blocked.
-
-
-@cached(nogil=True, error_model="numpy")
-def _occlude(values, inside, centre, half, angle, colour):
-    size = values.shape[0]
-    cosine, sine = np.cos(angle), np.sin(angle)
-    for i in range(size):
-        for j in range(size):
-            x, y = (j + 0.5) / size - centre[0], (i + 0.5) / size - centre[1]
-            if inside[i, j] and abs(cosine * x + sine * y) < half[0] and abs(cosine * y - sine * x) < half[1]:
-                for c in range(3):
-                    values[i, j, c] = colour[c]
-
-
-@cached(nogil=True, error_model="numpy")
-def _recolour(values, inside, mixture, curve, light):
-    """Apply the tone curve (257 points from 0 to 255), the lighting, then the channel mixture, in place."""
-    size = values.shape[0]
-    mixed = np.empty(3, np.float32)
-    for i in range(size):
-        for j in range(size):
-            if not inside[i, j]:
-                continue
-            slope = light[0] * ((2 * j + 1) / size - 1) + light[1] * ((2 * i + 1) / size - 1)
-            for c in range(3):
-                place = min(max(values[i, j, c], np.float32(0)), np.float32(255)) * np.float32(256 / 255)
-                below = min(int(place), 255)
-                part = place - np.float32(below)
-                mixed[c] = (curve[below] + part * (curve[below + 1] - curve[below])) * np.float32(1 + slope)
-            for c in range(3):
-                value = mixture[c, 0] * mixed[0] + mixture[c, 1] * mixed[1] + mixture[c, 2] * mixed[2]
-                values[i, j, c] = min(max(value, np.float32(0)), np.float32(255))
-
-
-@cached(nogil=True, error_model="numpy")
-def _blurred(values, inside, taps):
-    """Blur along rows, then along columns; pixels outside the image do not contribute to any mean."""
-    size, reach = values.shape[0], len(taps) // 2
-    first, out = np.zeros_like(values), np.zeros_like(values)
-    for source, target, down, across in ((values, first, 0, 1), (first, out, 1, 0)):
-        for i in range(size):
-            for j in range(size):
-                if not inside[i, j]:
-                    continue
-                total = np.float32(0)
-                for t in range(-reach, reach + 1):
-                    u, v = i + t * down, j + t * across
-                    if 0 <= u < size and 0 <= v < size and inside[u, v]:
-                        weight = taps[t + reach]
-                        total += weight
-                        for c in range(3):
-                            target[i, j, c] += weight * source[u, v, c]
-                for c in range(3):
-                    target[i, j, c] /= total
-    return out

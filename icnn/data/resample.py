@@ -14,10 +14,17 @@ import numpy as np
 
 from icnn.classes import PARTS
 from icnn.data.geometry import affine, shrinkage
+from minicnn.kernels.cpu.kernel import Kernel, one
 from minicnn.kernels.host import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_WARP = Kernel("icnn.data.loops:warp", "pixels mask image matrix int", one, strict=True)
+_AGREE = Kernel("icnn.data.loops:agree", "ids ids", one, strict=True)
+_DRAW = Kernel("icnn.data.loops:draw", "flat ids table table image ids matrix int", one, strict=True)
+_LABEL = Kernel("icnn.data.loops:label", "ids image mask bool", one, strict=True)
+_NORMALISE = Kernel("icnn.data.loops:normalise", "pixels image mask", one, strict=True)
 
 
 def warp(pixels: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -41,12 +48,10 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int]) ->
     inside : (size, size) bool
         True if the centre of the output pixel lies in the image. Exactly on the border, on any side, is outside.
     """
-    from icnn.data import loops
-
     shape = (size, size) if isinstance(size, int) else size
     values = np.zeros((*shape, pixels.shape[2]), np.float32)
     inside = np.zeros(shape, np.bool_)
-    loops.warp(values, inside, pixels, np.ascontiguousarray(matrix, np.float64), _samples(matrix))
+    _WARP(values, inside, pixels, np.ascontiguousarray(matrix, np.float64), _samples(matrix))
     return values, inside
 
 
@@ -72,14 +77,12 @@ def draw_labels(
     rows, columns : (9, h) and (9, w) int64
         Number of pixels of each id in each row and column; 0 for the background.
     """
-    from icnn.data import loops
-
     labels = np.zeros(shape, np.uint8)
     rows, columns = (np.zeros((maps.shape[2], length), np.int64) for length in shape)
     cells = np.empty(maps.shape[:2], np.uint8)
-    loops.agree(cells, largest)
+    _AGREE(cells, largest)
     matrix = np.ascontiguousarray(matrix, np.float64)
-    loops.draw(labels, rows, columns, maps, cells, matrix, _samples(matrix))
+    _DRAW(np.empty(maps.shape[2], np.float32), labels, rows, columns, maps, cells, matrix, _samples(matrix))
     return labels, rows, columns
 
 
@@ -127,10 +130,8 @@ def labels_of(maps: np.ndarray, inside: np.ndarray, rule: str = "argmax") -> np.
     -------
     (H, W) uint8
     """
-    from icnn.data import loops
-
     labels = np.zeros(inside.shape, np.uint8)
-    loops.label(labels, maps, inside, rule == "threshold")
+    _LABEL(labels, maps, np.ascontiguousarray(inside), rule == "threshold")
     return labels
 
 
@@ -153,8 +154,6 @@ def normalise(values: np.ndarray, inside: np.ndarray) -> np.ndarray:
     -------
     (3, H, W) float32
     """
-    from icnn.data import loops
-
     out = np.zeros((values.shape[2], *inside.shape), np.float32)
-    loops.normalise(out, values, inside)
+    _NORMALISE(out, values, np.ascontiguousarray(inside))
     return out

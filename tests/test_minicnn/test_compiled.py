@@ -1,9 +1,12 @@
 """Do compiled kernels hold: on any shape, beside memory that is not theirs, on bad input, on other CPUs and caches?"""
 
+import inspect
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from icnn.model.network import icnn_graph
 from minicnn import SGD, Plan
 from minicnn.gradcheck import relative_error
 from minicnn.kernels import get_backend
-from minicnn.kernels.cpu.compile import kernel, one
+from minicnn.kernels.cpu.kernel import Kernel, one
 from minicnn.kernels.cpu.layout import HaloMemory, halo_of, planes
 from minicnn.kernels.signatures import SIGNATURES
 
@@ -132,13 +135,8 @@ def test_interlinking_of_any_shape(n, c, rows, columns, has_pooled, has_up, in_p
 )
 def test_a_kernel_takes_no_array_of_another_kind(wrong):
     """Compiled code gets addresses, and would read and write anywhere."""
-
-    @kernel("flat flat", one)
-    def nothing(tasks, y, x):
-        pass
-
-    with pytest.raises(TypeError, match=r"expected array\(float32, 1d, C\), got"):
-        nothing.bind(np.zeros(4, np.float32), wrong)
+    with pytest.raises(TypeError, match="expected a 1-d array of float32, contiguous; got"):
+        Kernel("nowhere:nothing", "flat flat", one).bind(np.zeros(4, np.float32), wrong)
 
 
 @pytest.mark.parametrize("kernel", SIGNATURES)
@@ -299,7 +297,7 @@ def test_images_that_are_not_finite_give_a_loss_that_is_not(rng, value):
 
 _CONVOLVE = """
 import numpy as np
-from minicnn.kernels import get_backend; from minicnn.kernels.cpu import compile as jit
+from minicnn.kernels import get_backend; from minicnn.kernels.cpu import vectors
 ours, reference = get_backend("numba"), get_backend("numpy")
 rng = np.random.default_rng(0)
 for sizes in ({"N": 2, "C": 3, "O": 8, "K": 5, "H": 16, "W": 16}, {"N": 1, "C": 9, "O": 20, "K": 3, "H": 5, "W": 7},
@@ -318,7 +316,7 @@ for sizes in ({"N": 2, "C": 3, "O": 8, "K": 5, "H": 16, "W": 16}, {"N": 1, "C": 
         results.append((y, dx, dw, db))
     for one, other in zip(*results):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * abs(other).max())
-print(jit.VECTORS, jit.VECTOR_BYTES)
+print(vectors.VECTORS, vectors.VECTOR_BYTES)
 """
 
 
@@ -378,86 +376,157 @@ def test_a_compilation_is_announced_once_and_then_kept(tmp_path):
     assert second.stderr == ""
 
 
-def test_without_a_folder_for_compiled_kernels_they_work_all_the_same():
-    """Whoever runs the tests may write everywhere; so Numba is left no place to look."""
-    done = run_python("from numba.core import caching\ncaching.CacheImpl._locator_classes = []\n" + _TANH)
-    assert done.returncode == 0 and float(done.stdout) == pytest.approx(np.tanh(1))
-    assert done.stderr.count("compiled functions cannot be kept (no folder can be written to); set NUMBA") == 1
-
-
 _FILL = """
-import os
 import sys
-import time
-from pathlib import Path
 import numpy as np
-from numba.core.caching import IndexDataCacheFile
-from minicnn.kernels.cpu.cache import _InTurn
-from minicnn.kernels.cpu.compile import kernel, one
+sys.path.insert(0, sys.argv[1])
+from minicnn.kernels.cpu.kernel import Kernel, one
+for value in map(int, sys.argv[2:]):
+    y = np.zeros(3, np.float32)
+    Kernel("filling:filling", "flat", one, (value,))(y)
+    print(*y)
+"""
 
+_FILLING = """
 def filling(value):
-    @kernel("flat", one)
     def fill(tasks, y):
         for i in range(y.size):
             y[i] = value
     return fill
-
-both, before_index, before_data = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-save = _InTurn.save_overload
-def meet_and_save(*given):
-    (both / str(os.getpid())).touch()
-    until = time.monotonic() + 60
-    while len(list(both.iterdir())) < 2 and time.monotonic() < until:
-        time.sleep(0.01)
-    save(*given)
-_InTurn.save_overload = meet_and_save
-save_index, save_data = IndexDataCacheFile._save_index, IndexDataCacheFile._save_data
-IndexDataCacheFile._save_index = lambda *given: (time.sleep(before_index), save_index(*given))
-IndexDataCacheFile._save_data = lambda *given: (time.sleep(before_data), save_data(*given))
-for value in map(int, sys.argv[4:]):
-    y = np.zeros(3, np.float32)
-    filling(value)(y)
-    print(*y)
 """
 
 
 def test_processes_that_compile_at_once_do_not_swap_their_kernels(tmp_path):
-    """Two versions of one function, alike in their types: one's entry in the index would name the other's code."""
-    program = tmp_path / "fill.py"
-    program.write_text(_FILL)
-    (tmp_path / "both").mkdir()
+    """Versions of one function, alike in their types, made by two processes at once and found again by a third."""
+    (tmp_path / "filling.py").write_text(_FILLING)
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
 
-    def start(*arguments: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, program, tmp_path / "both", *arguments], env=environment, text=True, stdout=subprocess.PIPE
-        )
+    def start(*values: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", _FILL, tmp_path, *values]
+        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE)
 
-    both = [start("1", "2", "1"), start("2", "0", "2")]
-    assert [process.communicate()[0] for process in both] == ["1.0 1.0 1.0\n", "2.0 2.0 2.0\n"]
-    later, _ = start("0", "0", "1", "2").communicate()
-    assert later == "1.0 1.0 1.0\n2.0 2.0 2.0\n"
+    both = [start("1", "3"), start("2", "3")]
+    answers = ["1.0 1.0 1.0\n3.0 3.0 3.0\n", "2.0 2.0 2.0\n3.0 3.0 3.0\n"]
+    assert [process.communicate()[0] for process in both] == answers
+    assert len(list((tmp_path / "cache").glob("filling-*.o"))) == 3
+    later, _ = start("1", "2", "3").communicate()
+    assert later == "1.0 1.0 1.0\n2.0 2.0 2.0\n3.0 3.0 3.0\n"
+
+
+_ALLOCATING = """
+import numpy as np
+def filling(value):
+    def fill(tasks, y):
+        y[:] = np.zeros(y.size) + value
+    return fill
+"""
+
+
+def test_a_kernel_that_allocates_does_not_compile(tmp_path):
+    (tmp_path / "filling.py").write_text(_ALLOCATING)
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _FILL, tmp_path, "1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1 and "NRT required but not enabled" in done.stderr
 
 
 def test_a_cache_without_room_costs_a_warning_only(tmp_path):
-    """A folder stands where the lock should be: it cannot be opened, as any file on a full disk."""
-    first = run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path))
-    assert first.returncode == 0
-    (lock,) = tmp_path.rglob("in-turn.lock")
-    lock.unlink()
-    lock.mkdir()
-    done = run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path))
+    """A file stands where the folder should be."""
+    (tmp_path / "file").touch()
+    done = run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path / "file"))
     assert done.returncode == 0 and float(done.stdout) == pytest.approx(np.tanh(1))
-    assert done.stderr.startswith("warning: compiled functions cannot be kept")
+    assert done.stderr.count("warning: compiled functions cannot be kept") == 1
+    assert "set NUMBA_CACHE_DIR to a folder with room" in done.stderr
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: data[:200] + b"x" + data[201:], lambda _: b""])
+def test_damaged_code_is_compiled_again(tmp_path, damage):
+    """Cut short, changed, or empty: it must not be run."""
+    first = run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path))
+    (path,) = tmp_path.glob("tanh_forward-*.o")
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
+    second = run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path))
+    assert second.stdout == first.stdout and "compiled 1 kernels" in second.stderr
+    assert run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path)).stderr == ""
+
+
+def test_without_another_process_kernels_are_compiled_in_this_one(tmp_path):
+    """An interpreter inside another program has no executable to start."""
+    program = 'import sys\nsys.executable = "/nothing"\n' + _TANH + '\nprint("numba" in sys.modules)'
+    done = run_python(program, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0 and done.stdout.splitlines()[1] == "True", done.stderr
+    assert float(done.stdout.splitlines()[0]) == pytest.approx(np.tanh(1))
+
+
+def test_kernels_on_disk_need_no_compiler(tmp_path):
+    """Numba and what it imports take a second, which whoever parses one photograph would wait for."""
+    program = _TANH + '\nimport sys\nprint("numba" in sys.modules, "scipy" in sys.modules)'
+    for _ in range(2):
+        done = run_python(program, NUMBA_CACHE_DIR=str(tmp_path))
+        assert done.stdout.splitlines()[1] == "False False"
+
+
+_FORK = """
+import os, sys
+import numpy as np
+from minicnn.kernels import get_backend
+kernels = get_backend("numba")
+x = np.ones((64, 4, 8, 8), np.float32)
+y = np.zeros_like(x)
+def run():
+    with kernels.threads(2):
+        kernels.tanh_forward(y, x)
+    return bool((y == y[0, 0, 0, 0]).all() and y[0, 0, 0, 0] > 0.7)
+before = run()
+child = os.fork()
+if child == 0:
+    y[:] = 0
+    os._exit(0 if run() else 1)
+y[:] = 0
+_, status = os.waitpid(child, 0)
+print(before, run(), status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own():
+    done = run_python(_FORK)
+    assert done.stdout == "True True 0\n", done.stderr
+
+
+def test_threads_that_call_at_once_each_get_their_result(rng):
+    """Four callers at once; one of them has the pool's threads."""
+    x = rng.standard_normal((4, 32, 4, 16, 16)).astype(np.float32)
+    y, expected = np.zeros_like(x), np.zeros_like(x)
+    for target, source in zip(expected, x, strict=True):
+        KERNELS.tanh_forward(target, source)
+
+    def run(number: int) -> None:
+        for _ in range(50):
+            y[number] = 0
+            KERNELS.tanh_forward(y[number], x[number])
+            np.testing.assert_array_equal(y[number], expected[number])
+
+    with ThreadPoolExecutor(4) as executor:
+        list(executor.map(run, range(4)))
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNATURES if isinstance(KERNELS._kernels[name], Kernel)])
+def test_loops_take_the_arguments_of_the_signature_table(name):
+    made = KERNELS._kernels[name]
+    module, _, function = made.source.partition(":")
+    parameters = list(inspect.signature(getattr(import_module(module), function)).parameters)
+    assert parameters == ["tasks", *(argument.name for argument in SIGNATURES[name].arguments)]
 
 
 def test_compiled_kernels_of_other_sources_are_not_used(tmp_path):
-    """Numba looks at the file of a kernel only; a change in what the kernel calls must count, too."""
+    """A change in what a kernel calls must count, too."""
     for package in ("minicnn", "icnn"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert float(run_python(_TANH, tmp_path, **cache).stdout) == pytest.approx(np.tanh(1))
-    path = tmp_path / "minicnn" / "kernels" / "cpu" / "vecmath.py"
+    path = tmp_path / "minicnn" / "kernels" / "cpu" / "compiled" / "vecmath.py"
     source = path.read_text()
     path.write_text(source.replace("like(1.0, e) - like(2.0, e)", "like(3.0, e) - like(2.0, e)"))
     assert path.read_text() != source

@@ -1,20 +1,14 @@
 """Does a plan run its graph right: buffers, orders, shapes, seeds, both backends, and no allocation?"""
 
-import os
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import minicnn
 from icnn.model.network import icnn_graph
 from minicnn import SGD, Graph, Plan
 from minicnn.gradcheck import check_plan, relative_error
-from minicnn.kernels.signatures import SIGNATURES
 from minicnn.layers import Concat, Conv2D, Input, MaxPool2D, MeanPool2D, Tanh, UpsampleNearest2D
 from minicnn.planner import Life, assign_buffers, dead_buffers
 
@@ -486,50 +480,3 @@ def test_a_step_allocates_no_array(backend, rng):
     finally:
         tracemalloc.stop()
     assert peak < smallest / 4
-
-
-_COUNT = """
-import numba
-import numpy as np
-from numba.core.runtime import rtsys
-from examples import EXAMPLES, draw_example
-from minicnn.kernels import get_backend
-from minicnn.kernels.signatures import SIGNATURES
-
-kernels = get_backend("numba")
-identity = numba.njit(lambda x: x)
-identity(np.zeros(1))  # the statistics begin with the first compilation
-before = rtsys.get_allocation_stats().alloc
-identity(np.zeros(1))
-print(rtsys.get_allocation_stats().alloc - before)
-
-def count(kernel, images):
-    if kernel != "sgd_update":
-        EXAMPLES[kernel][0]["N"] = images
-    arrays, scalars = draw_example(kernel, "float32", np.random.default_rng(0))
-    workspace = np.zeros(kernels.workspace_size(kernel, **EXAMPLES[kernel][0]), np.float32)
-    everything = {**arrays, "s": workspace, **scalars}
-    passed = [everything[argument.name] for argument in SIGNATURES[kernel].arguments]
-    before = rtsys.get_allocation_stats().alloc
-    getattr(kernels, kernel)(*passed)
-    return rtsys.get_allocation_stats().alloc - before
-
-for kernel in SIGNATURES:
-    count(kernel, 1)  # compiles
-    one, many = count(kernel, 1), count(kernel, 5)
-    print(kernel, one, many)
-"""
-
-
-def test_compiled_kernels_allocate_nothing():
-    """Not even for their arguments. Numba's own runtime counts: tracemalloc does not see its arrays."""
-    root = Path(minicnn.__file__).parents[1]
-    environment = os.environ | {"NUMBA_NRT_STATS": "1", "PYTHONPATH": str(root)}
-    here = Path(__file__).parents[1]  # examples.py lies there
-    process = subprocess.run(
-        [sys.executable, "-c", _COUNT], cwd=here, env=environment, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
-    control, *lines = process.stdout.splitlines()
-    assert int(control) > 0, "the statistics are off"
-    assert lines == [f"{kernel} 0 0" for kernel in SIGNATURES]

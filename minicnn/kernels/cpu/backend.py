@@ -1,35 +1,19 @@
-"""Backend "numba": plain loops and register tiles, compiled by LLVM.
+"""Backend "numba": plain loops and register tiles, compiled by Numba and LLVM (`compiled`).
 
 Convolution, which takes nearly all the time, is in `conv`; the other kernels are in `pool` and `loss`. float32 and
 float64 use the same code. What each kernel computes, and the shapes and roles of its arguments:
 `minicnn.kernels.signatures`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-import numba
-from numba.core import config
+from collections.abc import Callable
 
 from minicnn.kernels import host
 from minicnn.kernels.backend import Backend
 from minicnn.kernels.cpu import conv, layout, loss, pool
-from minicnn.kernels.cpu.compile import Kernel
+from minicnn.kernels.cpu.kernel import Kernel
+from minicnn.kernels.cpu.threads import limited as threads  # noqa: F401  # of the backend
 from minicnn.kernels.signatures import kernel
 from minicnn.kernels.validation import Check
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Use `count` threads inside a ``with`` block, at most the number that Numba was started with."""
-    before = numba.get_num_threads()
-    most = config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
-    numba.set_num_threads(min(count, most))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
-
 
 # The convolutions consist of several calls with offsets that are computed in advance: they return one prepared call.
 

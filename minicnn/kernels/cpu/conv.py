@@ -12,8 +12,8 @@ import numpy as np
 
 from minicnn.kernels.cpu import conv_direct, conv_weights, conv_winograd
 from minicnn.kernels.cpu.layout import Arena, in_turn
-from minicnn.kernels.cpu.tiles import lanes
-from minicnn.kernels.cpu.winograd_tiles import TILE
+from minicnn.kernels.cpu.vectors import lanes
+from minicnn.kernels.cpu.winograd_blocks import TILE
 
 _WAYS = ("auto", "direct", "winograd")
 #: Workspace elements for the alignment of a way's arrays.

@@ -4,7 +4,7 @@ Both correlate planes with a K x K kernel. The input gradient rotates the
 kernel by 180° and swaps input and output channels. The input planes have a halo
 of zeros, so the pixel under weight (u, v) is at the constant offset
 u * row + v from the output position, where `row` is the distance of two rows.
-The inner loop is a register tile, `tiles.outer_tile`. There are two ways to
+The inner loop is a register tile, `compiled.tiles.outer_tile`. There are two ways to
 map the work to vectors:
 
 positions
@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.kernels.cpu.compile import VECTOR_REGISTERS, kernel
+from minicnn.kernels.cpu.kernel import Kernel
 from minicnn.kernels.cpu.layout import Arena, layout, with_halo
-from minicnn.kernels.cpu.tiles import block_of, lanes, outer_tile, pointer, row, vector_places
+from minicnn.kernels.cpu.vectors import VECTOR_REGISTERS, block_of, lanes, vector_places
 
 MOST_SCALARS = 9 if VECTOR_REGISTERS == 32 else 6  # output channels of a position tile with two vectors
 MOST_PIXELS = 12 if VECTOR_REGISTERS == 32 else 6  # pixels of a channel tile with two vectors
@@ -162,7 +162,7 @@ def prepare_correlation(y, x, w, b, arena: Arena, transposed: bool) -> list[Call
     blocks = -(-out_channels // tile.out_channels)
     x, steps = with_halo(x, k // 2, arena)
     packed = arena.take(blocks, channels, k, k, tile.out_channels)
-    steps.append(_pack.bind(packed, w, transposed))
+    steps.append(_PACK.bind(packed, w, transposed))
     bias = arena.take(blocks * tile.out_channels)
     steps.append(partial(bias.fill, 0))
     if b is not None:
@@ -201,97 +201,22 @@ def correlation_workspace(n: int, c: int, out_channels: int, h: int, w: int, k: 
     return planes + blocks * tile.out_channels * (c * k * k + 1) + sums
 
 
-# ---- compiled kernels
+# ---- kernels
 
-
-@kernel("packed weights bool")
-def _pack(tasks, packed, w, transposed):
-    """Pack w (O, C, K, K) as [block][input channel][u][v][output channel]; the last block is padded with zeros.
-
-    `transposed` swaps O and C and rotates the kernel by 180°: the input gradient of a convolution is the
-    correlation of dy with those weights.
-    """
-    _, channels, k, _, size = packed.shape
-    out_channels = w.shape[1] if transposed else w.shape[0]
-    for task in range(tasks[0], tasks[1]):
-        block, c = task // channels, task % channels
-        for u in range(k):
-            for v in range(k):
-                for f in range(size):
-                    o = block * size + f
-                    value = w.dtype.type(0)
-                    if o < out_channels:
-                        value = w[c, o, k - 1 - u, k - 1 - v] if transposed else w[o, c, u, v]
-                    packed[block, c, u, v, f] = value
+_LOOPS = f"{__package__}.compiled.conv_direct"
+_PACK = Kernel(f"{_LOOPS}:pack", "packed weights bool")
 
 
 def _parts_of_planes(y, x, packed, *rest) -> int:
     return y.shape[0] * packed.shape[0] * rest[-1]
 
 
-@cache
-def _correlate_positions(scalars: int, vectors: int, segments: int):
-    """Make the correlation kernel for a tile of `scalars` output channels and `vectors` vectors of positions."""
-
-    @kernel("planes planes packed flat places places table int int", _parts_of_planes)
-    def correlate(tasks, y, x, packed, bias, y_places, x_places, spans, before, parts):
-        """Correlate, with one task for each image, block of output channels and part of the plane."""
-        _, out_channels = y.shape[:2]
-        blocks, channels, k = packed.shape[:3]
-        y_image, y_channel = y.strides[0] // y.itemsize, y.strides[1] // y.itemsize
-        x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
-        tiles = spans.shape[0]
-        for task in range(tasks[0], tasks[1]):
-            part, block, n = task % parts, task // parts % blocks, task // (parts * blocks)
-            for t in range(tiles * part // parts, tiles * (part + 1) // parts):
-                top, bottom = spans[t, 0], spans[t, 1]
-                target = pointer(y, n * y_image + block * scalars * y_channel)
-                source = pointer(x, n * x_image + (top - before) * x_row - before)
-                weights = pointer(packed, (block * channels * k + top) * k * scalars)
-                run, filled = t * vectors * segments, min(scalars, out_channels - block * scalars)
-                outer_tile(
-                    vectors, scalars, segments, 0, 0,
-                    (target, y_channel, pointer(y_places, run), pointer(bias, block * scalars), filled),
-                    (source, (x_channel, x_row, 1), pointer(x_places, run)),
-                    (weights, (k * k * scalars, k * scalars, scalars)),
-                    (channels, bottom - top, k),
-                )  # fmt: skip
-
-    return correlate
+def _correlate_positions(scalars: int, vectors: int, segments: int) -> Kernel:
+    signature = "planes planes packed flat places places table int int"
+    return Kernel(f"{_LOOPS}:correlate_positions", signature, _parts_of_planes, (scalars, vectors, segments))
 
 
-@cache
-def _correlate_channels(vectors: int, scalars: int, kernel_size: int, left: int):
-    """Make the correlation kernel for a tile of `vectors` vectors of output channels and `scalars` pixels of a row.
-
-    If the pixels are a whole row, `kernel_size` and the padding to its `left` are compile-time constants,
-    and kernel columns outside the plane are skipped as well. Otherwise both are 0.
-    """
-
-    @kernel("planes planes packed flat flat flat2 places int int", lambda *given: given[5].shape[0])
-    def correlate(tasks, y, x, packed, bias, zeros, sums, places, before, out_channels):
-        """Correlate, with one task for each image, block of output channels and row; sums are (pixel, channel)."""
-        h, w = y.shape[2:]
-        blocks, channels, k, _, size = packed.shape
-        x_image, x_channel, x_row = x.strides[0] // y.itemsize, x.strides[1] // y.itemsize, x.strides[2] // y.itemsize
-        for task in range(tasks[0], tasks[1]):
-            i, block, n = task % h, task // h % blocks, task // (h * blocks)
-            top, bottom = max(0, before - i), min(k, h + before - i)
-            own = sums[task]
-            for first in range(0, w, scalars):
-                start = min(first, w - scalars)
-                weights = pointer(packed, (block * channels * k + top) * k * size)
-                source = pointer(x, n * x_image + (i + top - before) * x_row + start - before)
-                outer_tile(
-                    vectors, scalars, 1, kernel_size, left,
-                    (pointer(own, 0), size, pointer(places, 0), pointer(zeros, 0), scalars),
-                    (weights, (k * k * size, k * size, size), pointer(places, 0)),
-                    (source, (x_channel, x_row, 1)),
-                    (channels, bottom - top, k),
-                )  # fmt: skip
-                for f in range(min(size, out_channels - block * size)):
-                    target, shift = row(y, n, block * size + f, i), bias[block * size + f]
-                    for q in range(scalars):
-                        target[start + q] = own[q * size + f] + shift
-
-    return correlate
+def _correlate_channels(vectors: int, scalars: int, kernel_size: int, left: int) -> Kernel:
+    signature = "planes planes packed flat flat flat2 places int int"
+    constants = vectors, scalars, kernel_size, left
+    return Kernel(f"{_LOOPS}:correlate_channels", signature, lambda *given: given[5].shape[0], constants)

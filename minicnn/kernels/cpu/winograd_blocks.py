@@ -3,12 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba.core import config
 
-from minicnn.kernels.cpu.compile import VECTOR_REGISTERS
-from minicnn.kernels.cpu.tiles import lanes
-from minicnn.kernels.cpu.winograd_tiles import FREQUENCIES, TILE
+from minicnn.kernels.cpu import threads
+from minicnn.kernels.cpu.vectors import VECTOR_REGISTERS, lanes
 
+TILE = 4  # pixels of an output tile along each axis
+FREQUENCIES = 8  # numbers of a transformed tile along each axis
+TAPS = 5  # of a kernel along each axis
 PAIRS = 2 * FREQUENCIES  # vectors of a transformed quad
 LINE = 64  # bytes of a cache line
 
@@ -155,10 +156,6 @@ class Tiling(NamedTuple):
         return np.stack([np.ones_like(quads), quads, self.tiles - first * (self.lanes // TILE)], 1)
 
 
-def _threads() -> int:
-    return config.NUMBA_NUM_THREADS  # pyright: ignore[reportAttributeAccessIssue]
-
-
 class Correlation(NamedTuple):
     """Sizes of a correlation by this method: its tiles, input and output channels."""
 
@@ -192,7 +189,7 @@ class Correlation(NamedTuple):
     def scratch(self) -> tuple[int, int]:
         """Shape of the memory of all threads."""
         *_, m_channel, start = self.steps.tolist()
-        return 1 if self.tiling.blocks == 1 else _threads(), start + self.u_shape[1] * self.outputs * m_channel
+        return 1 if self.tiling.blocks == 1 else threads.MOST, start + self.u_shape[1] * self.outputs * m_channel
 
 
 class WeightGradient(NamedTuple):

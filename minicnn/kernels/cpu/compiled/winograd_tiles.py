@@ -17,11 +17,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from minicnn.kernels.cpu.tiles import PLACES, Emitter
-
-TILE = 4  # pixels of an output tile along each axis
-FREQUENCIES = 8  # numbers of a transformed tile along each axis
-TAPS = 5  # of a kernel along each axis
+from minicnn.kernels.cpu.compiled.tiles import PLACES, Emitter
+from minicnn.kernels.cpu.winograd_blocks import FREQUENCIES, TAPS, TILE
 
 
 def kernel_matrix() -> np.ndarray:

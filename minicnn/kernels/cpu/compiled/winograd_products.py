@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from numba import types
 from numba.extending import intrinsic
 
-from minicnn.kernels.cpu.winograd_tiles import TILE, Quads
+from minicnn.kernels.cpu.compiled.winograd_tiles import Quads
+from minicnn.kernels.cpu.winograd_blocks import TILE
 
 
 @intrinsic(prefer_literal=True)

@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from minicnn.kernels.cpu.compile import SERIAL
+from minicnn.kernels.cpu.compiled.options import SERIAL
 
 
 @intrinsic

@@ -11,9 +11,7 @@ callers must ensure them.
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from functools import cache
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -22,24 +20,7 @@ from numba.core.ir_utils import _add_alias, alias_func_extensions
 from numba.extending import intrinsic
 from numba.np.arrayobj import populate_array
 
-from minicnn.kernels.cpu.compile import VECTOR_BYTES
-
-
-def lanes(itemsize: int) -> int:
-    """Return the number of elements of `itemsize` bytes in one vector."""
-    return VECTOR_BYTES // itemsize
-
-
-@cache
-def vector_places(itemsize: int) -> np.ndarray:
-    """Return the element offsets of four consecutive vectors, (4,) int64."""
-    return np.arange(4) * lanes(itemsize)
-
-
-def block_of(out_channels: int, most: int) -> int:
-    """Choose the output channels of a tile, at most `most`: least padding of the last tile, then 8, then largest."""
-    sizes = range(min(out_channels, (most + 1) // 2), min(out_channels, most) + 1)
-    return min(sizes, key=lambda size: (-(-out_channels // size) * size, size != 8, -size))
+from minicnn.kernels.cpu.vectors import lanes
 
 
 @intrinsic
@@ -68,7 +49,7 @@ def _row_alias(name, arguments, alias_map, argument_aliases) -> None:
 
 
 # Without this Numba treats a row as a new array and removes writes to it as dead code if nothing reads the row.
-alias_func_extensions["row", "minicnn.kernels.cpu.tiles"] = _row_alias
+alias_func_extensions["row", __name__] = _row_alias
 
 
 #: Type of a pointer to element offsets.
