@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tests" / "gpu"
-OPTIONAL = ("tomli_w", "tbb", "filelock", "threadpoolctl")
+OPTIONAL = ("tomli_w", "filelock", "threadpoolctl")
 
 
 def small_graph(labels: int, size: int) -> Graph:
