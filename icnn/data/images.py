@@ -216,7 +216,7 @@ def _decoded(
             image.load()
             orientation = _orientation(image)  # that of a PNG file may follow its pixels
             if orientation == 1:
-                return _Decoded(image.copy(), 1, factor, (width, height))
+                return _Decoded(image, 1, factor, (width, height))
             size = (height, width) if orientation > 4 else (width, height)
             return _Decoded(image.transpose(_UPRIGHT[orientation]), orientation, factor, size)
     except InputError:
@@ -245,7 +245,7 @@ def to_rgb(image: Image.Image, path: Path) -> np.ndarray:
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ValueError as error:
         expected, got = "an image that converts to RGB", f"mode {image.mode}"
         raise mistake(path, expected, got, "convert it to PNG or JPEG") from error

@@ -1,7 +1,8 @@
 """Pyramid of a photograph: the levels from which face crops are cut.
 
-Level k is the photograph reduced 2**k times by area averages. A crop is cut from the level next above its own scale, so
-each of its pixels is the mean of few samples however large the face is. A JPEG file is decoded no larger than needed.
+Level k is the photograph reduced 2**k times by area averages, made from level k - 1. A crop is cut from the level next
+above its own scale, so each of its pixels is the mean of few samples however large the face is. A JPEG file is decoded no
+larger than needed.
 """
 
 import math
@@ -42,7 +43,6 @@ class Pyramid:
         self._path = path
         self._largest = factor
         self._levels = {factor: pixels}
-        self._image: Image.Image | None = None  # of the largest level
         self._lock = threading.Lock()
 
     @classmethod
@@ -63,11 +63,9 @@ class Pyramid:
     def _level(self, factor: int) -> np.ndarray:
         if factor < self._largest and self._path is not None:
             pixels, self._largest, _ = read_reduced(self._path, min(self.shape) // factor)
-            self._levels[self._largest], self._image = pixels, None
+            self._levels[self._largest] = pixels
         if factor not in self._levels:
-            if self._image is None:
-                self._image = Image.fromarray(self._levels[self._largest])
-            self._levels[factor] = np.array(self._image.reduce(factor // self._largest))
+            self._levels[factor] = np.array(Image.fromarray(self._level(factor // 2)).reduce(2))
         return self._levels[factor]
 
     def crop(self, matrix: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from icnn.classes import PARTS
 from icnn.cli import Parser, Signals, compilation_announced, limit_memory, positive, progress, run
 from icnn.data.face_box import Box
 from icnn.data.images import read_image
-from icnn.data.overlay import label_image, overlay
+from icnn.data.overlay import label_image, overlay_image
 from icnn.data.pyramid import Pyramid
 from icnn.errors import InputError
 from icnn.model.weights import SHIPPED
@@ -218,7 +218,7 @@ class _Work:
         target.parent.mkdir(parents=True, exist_ok=True)
 
         _save(label_image(parsed.labels), _beside(target, "_labels.png"))
-        _save(Image.fromarray(overlay(read.photograph.pixels, parsed.labels)), _beside(target, "_overlay.png"))
+        _save(overlay_image(read.photograph.pixels, parsed.labels), _beside(target, "_overlay.png"))
         if self._parts:
             mask = np.isin(parsed.labels, self._parts)
             _save(Image.fromarray(255 * mask.astype(np.uint8)), _beside(target, "_mask.png"))

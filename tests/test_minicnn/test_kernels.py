@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from minicnn.kernels import BackendError, check_backend, get_backend
+from minicnn.kernels.cpu import threads
 from minicnn.kernels.signatures import SIGNATURES
 
 POOLINGS = [(2, 2, 0), (3, 2, 1), (3, 1, 2)]  # kernel_size, stride, padding
@@ -183,11 +184,10 @@ def test_one_image_does_not_touch_another(call, rng):
 
 def test_threads_are_put_back(backend):
     """A plan's thread count holds inside its passes only."""
-    numba = pytest.importorskip("numba")
-    before = numba.get_num_threads()
+    before = threads.current()
     with get_backend(backend).threads(1):
-        assert numba.get_num_threads() == (1 if backend == "numba" else before)
-    assert numba.get_num_threads() == before
+        assert threads.current() == (1 if backend == "numba" else before)
+    assert threads.current() == before
 
 
 # ---- max pooling: the gradient goes to the first maximum in row-major order
