@@ -1,8 +1,8 @@
 """Pyramid of a photograph: the levels from which face crops are cut.
 
 Level k is the photograph reduced 2**k times by area averages, made from level k - 1. A crop is cut from the level next
-above its own scale, so each of its pixels is the mean of few samples however large the face is. A JPEG file is decoded no
-larger than needed.
+above its own scale, so each of its pixels is the mean of few samples however large the face is. A JPEG file is decoded
+no larger than needed.
 """
 
 import math
