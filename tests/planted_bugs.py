@@ -692,7 +692,8 @@ def check(bug: Bug, tree: Path) -> str:
     path.write_text(planted(bug, source))
     try:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *named(bug.test, tree)]
-        environment = {**os.environ, "PYTHONPATH": str(tree)}
+        # compiled kernels, which are found by their sources, serve all trees
+        environment = {"NUMBA_CACHE_DIR": str(tree.parent / "cache"), **os.environ, "PYTHONPATH": str(tree)}
         result = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=600)
     finally:
         path.write_text(source)
