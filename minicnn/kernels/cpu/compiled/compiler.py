@@ -1,6 +1,7 @@
 """Compilation of kernels to machine code with Numba."""
 
 import base64
+import gc
 import json
 import signal
 import sys
@@ -93,6 +94,7 @@ def _unpacking(kinds: Sequence[types.Type]):
 def serve() -> None:
     """Compile what is asked for, one line of JSON each, until the input ends; answer with [symbol, base64]."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
+    gc.disable()  # it would look through Numba's objects again and again, and this process soon ends
     for line in sys.stdin:
         source, constants, kinds, strict = json.loads(line)
         machine = compile_code(Code(source, tuple(constants), tuple(kinds), strict))
