@@ -14,6 +14,7 @@ COMMANDS = {
     "export": "write a network as ONNX",
     "convert": "turn other data sets into a folder to train on",
     "synthetic": "write a folder of synthetic faces",
+    "exercise": "write the kernels yourself, and find planted bugs",
 }
 
 

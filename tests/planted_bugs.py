@@ -611,6 +611,20 @@ BUGS = [
         "hostcuda/test_cases.py::test_kernel",
     ),
     Bug(
+        "exercise: a function that changes its argument passes",
+        "icnn/exercise/task.py",
+        "if not _same(_flat(before), _flat(after)):",
+        "if False:",
+        "test_exercise.py::test_a_file_that_cannot_be_run_to_a_result_gets_one_line_and_exit_code_2[changed input]",
+    ),
+    Bug(
+        "exercise: a mistake is named after one case that looks like it",
+        "icnn/exercise/task.py",
+        "if all(len(r) > k and",
+        "if any(len(r) > k and",
+        "test_exercise.py::test_another_mistake_has_no_hint",
+    ),
+    Bug(
         "finder: a peak's place in its tile is taken for its place in the level",
         "icnn/parse/finder.py",
         "STRIDE + region.left - region.column",

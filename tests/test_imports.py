@@ -57,9 +57,13 @@ ORDER = [
     "icnn.parse.files",
     "icnn.convert", "icnn.convert.contours", "icnn.convert.formats",
     "icnn.export", "icnn.export.writer",
+    "icnn.exercise", "icnn.exercise.task", "icnn.exercise.tasks.convolution", "icnn.exercise.tasks.layers",
+    "icnn.exercise.tasks.training", "icnn.exercise.tasks.faces", "icnn.exercise.tasks", "icnn.exercise.runner",
+    "icnn.exercise.bugs",
     "icnn.serve", "icnn.serve.app",
     "icnn.synthetic.__main__", "icnn.convert.__main__", "icnn.train.__main__", "icnn.evaluate.__main__",
     "icnn.report.__main__", "icnn.parse.__main__", "icnn.export.__main__", "icnn.serve.__main__",
+    "icnn.exercise.__main__",
     "icnn.__main__",
     "icnn",
 ]
@@ -107,7 +111,7 @@ def test_the_library_knows_nothing_of_faces(module):
     assert not {name for name in imports(module) if name.split(".")[0] == "icnn"}
 
 
-COMMANDS = {"synthetic", "evaluate", "report", "train", "parse", "convert", "export", "serve"}
+COMMANDS = {"synthetic", "evaluate", "report", "train", "parse", "convert", "export", "serve", "exercise"}
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if module.startswith(("icnn.data", "icnn.model"))])
