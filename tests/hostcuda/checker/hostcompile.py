@@ -229,7 +229,12 @@ class Module:
         self._checked = checked
         self._library = library = ctypes.CDLL(str(build(code, names, checked)))
         library.cu_name.restype = library.cu_signature.restype = library.cu_report.restype = ctypes.c_char_p
+        library.cu_bytes_read.restype = ctypes.c_long
         self._kernels = {library.cu_name(i).decode(): i for i in range(library.cu_count())}
+
+    def bytes_read(self) -> tuple[int, int]:
+        """What the last launch read from global and from shared memory, as checked code counts it."""
+        return self._library.cu_bytes_read(0), self._library.cu_bytes_read(1)
 
     def launch(
         self,

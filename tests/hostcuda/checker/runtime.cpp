@@ -77,6 +77,7 @@ Region shared_region;
 std::vector<uint8_t> shared_known;
 unsigned char* shared_memory;
 long shared_size, turn, accesses;  // the block that runs is turns[turn]
+long bytes_read[2];                // of the last launch: from global, from shared memory
 std::vector<long> turns;
 int threads_of_block, epoch;
 bool checked;
@@ -188,6 +189,7 @@ void access(void* pointer, int size, bool write, bool atomic = false, int alignm
     const uintptr_t in_shared = address - reinterpret_cast<uintptr_t>(shared_memory);
     const bool is_shared = in_shared + MARGIN < uintptr_t(shared_size) + 2 * MARGIN;
     if (address % (alignment ? alignment : size)) fail("MISALIGNED", size);
+    if (!write) bytes_read[is_shared] += size;
     if (is_shared) {
         if (in_shared >= uintptr_t(shared_size) || in_shared + size > uintptr_t(shared_size))
             fail("OUT-OF-BOUNDS in shared memory", size);
@@ -482,6 +484,7 @@ const char* cu_name(int i) { return kernels()[i]->name; }
 const char* cu_signature(int i) { return kernels()[i]->signature; }
 int cu_most_threads(int i) { return kernels()[i]->most_threads; }
 const char* cu_report(int i) { return reports[i].c_str(); }
+long cu_bytes_read(int shared) { return bytes_read[shared]; }
 
 // Launch a kernel; returns the number of reports.
 int cu_launch(int number, const unsigned* grid, const unsigned* block, long shared, void** arguments, int array_count,
@@ -494,7 +497,7 @@ int cu_launch(int number, const unsigned* grid, const unsigned* block, long shar
     checked = checked_;
     order_kind = order_;
     generator.seed(seed);
-    accesses = 0;
+    accesses = bytes_read[0] = bytes_read[1] = 0;
     deadline = now() + seconds;
     kernel = kernels()[number]->call;
     kernel_arguments = arguments;
