@@ -1,6 +1,6 @@
 """The interlinked network of Zhou, Hu and Zhang (2015) in one file, on NumPy alone: forward, backward, loss, SGD.
 
-Run it to train the eye network on drawn faces, in minutes; with `icnn/weights/eye.safetensors` it starts from there.
+Run it to train the eye network on drawn faces, in a few minutes; `icnn/weights/eye.safetensors` is another start.
 """
 
 import sys
@@ -26,7 +26,7 @@ class Maps:
             for source, dx in zip(maps.sources, maps.back(maps.dy), strict=True):
                 source.dy = source.dy + dx  # maps that several others read get the sum
 
-    def conv(self, w, b):  # eq. (1), without tanh: y[o, i, j] = b[o] + sum of w[o, c, u, v] x[c, i + u - 2, j + v - 2]
+    def conv(self, w, b):  # eq. (1) for k = 5: y[o, i, j] = b[o] + sum of w[o, c, u, v] x[c, i + u - 2, j + v - 2]
         x = windows(self.y, w.y.shape[2])
 
         def back(dy):  # x[i + u - 2] went into y[i], and its gradient comes back from there: the window is turned
@@ -99,7 +99,7 @@ def eye(rng):  # draws a face; its left eye's patch (3, 64, 64), normalised, and
     return ((x - x.mean((0, 1))) / x.std((0, 1))).transpose(2, 0, 1).astype("f4"), labels[i : i + 64, j : j + 64]
 
 
-def train(parameters, rng, faces=300, steps=400, batch=4):
+def train(parameters, rng, faces=300, steps=300, batch=4):
     patches, velocity, mean = [eye(rng) for _ in range(faces)], {}, 0.7
     for step in range(steps + 1):
         if step % 50 == 0:  # F = 2 TP / (2 TP + FP + FN) on 30 faces that are not trained on
