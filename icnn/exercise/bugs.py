@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder, SourceFileLoader
 from pathlib import Path
 
+from icnn.errors import InputError
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -41,8 +43,19 @@ class Round:
         return self.file.removesuffix(".py").replace("/", ".")
 
     def planted(self) -> str:
-        """Return the text of the file with the bug in it."""
-        return (ROOT / self.file).read_text(encoding="utf-8").replace(self.right, self.wrong)
+        """Return the text of the file with the bug in it.
+
+        Raises
+        ------
+        InputError
+            If the file does not have the right text.
+        """
+        source = (ROOT / self.file).read_text(encoding="utf-8")
+        if source.count(self.right) != 1:
+            raise InputError(
+                f"{ROOT / self.file}: expected {self.right!r} once, found it changed; try to restore the file"
+            )
+        return source.replace(self.right, self.wrong)
 
     def lines(self) -> list[int]:
         """Return the numbers of the changed lines in `planted`."""

@@ -10,11 +10,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from icnn.cli import limit_memory
+from icnn.cli import Signals, limit_memory
 from icnn.errors import InputError
 from icnn.exercise.task import OPEN, UNUSABLE, Exercise, Finding
 from icnn.exercise.tasks import EXERCISES
@@ -33,27 +34,27 @@ def check(exercise: Exercise, file: Path, limit: float = LIMIT) -> Finding | Non
     with tempfile.TemporaryDirectory() as folder:
         result, stack = Path(folder, "result.json"), Path(folder, "stack.txt")
         command = [sys.executable, "-m", "icnn.exercise.runner", exercise.name, str(file), str(result), str(limit)]
-        try:  # a session of its own: Ctrl-C ends this process, which ends that one
-            process = subprocess.run(
-                command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, timeout=limit + _START,
-                check=False, start_new_session=True,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return _late(file, limit)
+        deadline = time.monotonic() + limit + _START
+        # A session of its own: signals reach this process, which ends that one.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT, start_new_session=True)
+        with Signals() as signals:
+            try:
+                while (running := process.poll() is None) and time.monotonic() < deadline:
+                    signals.check()
+                    time.sleep(0.02)
+            finally:
+                process.kill()
+                process.wait()
         if result.exists():
             found = json.loads(result.read_text(encoding="utf-8"))
             return Finding(*found) if found else None
-        if where := stack.read_text(errors="replace") if stack.exists() else "":
-            return _late(file, limit, where)
+        trace = stack.read_text(errors="replace") if stack.exists() else ""
+    if trace or running:
+        found = re.search(rf'{re.escape(file.name)}", line (\d+)', trace)  # the first is the innermost
+        where = f"{file}:{found[1]}" if found else str(file)
+        return Finding(UNUSABLE, f"{where}: expected a result within {limit:g} s, got none; is there an endless loop?")
     code = process.returncode
     return Finding(UNUSABLE, f"{file}: expected a result, but the code ended its process (exit code {code})")
-
-
-def _late(file: Path, limit: float, stack: str = "") -> Finding:
-    """Describe a timeout, with the innermost line of `file` in what faulthandler wrote."""
-    found = re.search(rf'{re.escape(file.name)}", line (\d+)', stack)
-    where = f"{file}:{found[1]}" if found else str(file)
-    return Finding(UNUSABLE, f"{where}: expected a result within {limit:g} s, got none; is there an endless loop?")
 
 
 def judge_file(exercise: Exercise, file: Path) -> Finding | None:

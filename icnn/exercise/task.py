@@ -111,7 +111,7 @@ class Exercise:
 
 def compare(name: str, expected: Any, got: Any) -> Finding | None:
     """Compare one result with the expected one: its form, then its numbers; None if it is right."""
-    expected, kind = np.asarray(expected), _kind(got)
+    expected, kind = np.asarray(expected), f"dtype {got.dtype}" if isinstance(got, np.ndarray) else _kind(got)
     try:
         got = np.asarray(got)
     except (ValueError, TypeError):

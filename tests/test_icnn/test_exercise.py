@@ -1,8 +1,10 @@
 """Do the exercises accept what is right, name each typical mistake, and answer bad files with one line?"""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -99,6 +101,7 @@ BAD_FILES = {
     "dtype": (f"{HEAD}    return np.zeros((len(x), x.shape[1] // 2, x.shape[2] // 2), int)\n", ["float64, got int64"]),
     "none": (f"{HEAD}    pass\n", [":2: y: expected numbers of shape (1, 1, 1), got None"]),
     "ragged": (f"{HEAD}    return [[1, 2], [3]]\n", ["expected an array of shape (1, 1, 1), got list"]),
+    "complex": (f"{HEAD}    return x * 1j\n", ["expected numbers of shape (1, 1, 1), got dtype complex128"]),
     "changed input": (f"{HEAD}    x[...] = 0\n    return x\n", ["argument x was changed", "x.copy()"]),
     "exit": (f"{HEAD}    raise SystemExit(3)\n", [":3: SystemExit"]),
     "killed": (f"{HEAD}    import os\n    os._exit(3)\n", ["ended its process (exit code 3)"]),
@@ -133,6 +136,23 @@ def test_an_endless_loop_ends_after_the_limit_and_its_line_is_named(tmp_path):
     file.write_text(f"{HEAD}    while True:\n        pass\n")
     assert f"{file}:" in check(BY_NAME["max_pool_forward"], file, limit=0.5).text
     assert runner.LIMIT == 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_learners_code_too(tmp_path, number):
+    call("exercise", "--dir", tmp_path)
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    code = f"import time\nopen({str(begun)!r}, 'w')\ntime.sleep(2)\nopen({str(ended)!r}, 'w')\n"
+    (tmp_path / "01_conv_forward.py").write_text(code)
+    command = [sys.executable, "-m", "icnn.exercise", "--dir", str(tmp_path), "check", "1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not begun.exists():
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert process.communicate(timeout=60)[1] == f"icnn.exercise: stopped by {signal.Signals(number).name}\n"
+    assert process.returncode == 128 + number
+    time.sleep(2)
+    assert not ended.exists()
 
 
 def test_a_learner_goes_from_one_exercise_to_the_next(tmp_path, capfd):
@@ -189,6 +209,14 @@ def test_a_bug_is_one_of_the_planted_ones_and_its_check_fails_only_with_it(name)
     fine = list(bug.check())
     expected, got = (line.split(maxsplit=1)[1] for line in fine[1:3])
     assert "WRONG" not in "".join(fine) and ("gradient check" in fine[0] or got == expected)
+
+
+def test_a_bug_whose_file_was_changed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("icnn.exercise.bugs.ROOT", tmp_path)
+    file = tmp_path / "icnn" / "model" / "modulation.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("mine\n")
+    refused("exercise", "--dir", tmp_path / "mine", "bug", 3, words=[file, "beta0", "restore"])
 
 
 def test_all_bugs_show_in_processes_of_their_own():
