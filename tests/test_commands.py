@@ -247,7 +247,7 @@ def test_a_part_absent_from_all_faces_is_refused_before_training_and_a_warning_n
     assert not (tmp_path / "run").exists(), "nothing was trained"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "synthetic", "convert"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "synthetic", "convert", "exercise"])
 def test_help_names_every_option(command):
     code, out, _ = call(command, "--help")
     assert code == 0

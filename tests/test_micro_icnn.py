@@ -13,6 +13,8 @@ from icnn.model.weights import SHIPPED, read_network
 from icnn.stages import NETWORKS
 from minicnn import Plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -18,6 +18,8 @@ from icnn.exercise.task import OPEN, UNUSABLE, WRONG
 from icnn.exercise.tasks import EXERCISES
 from minicnn.gradcheck import numeric_gradient, relative_error
 
+pytestmark = pytest.mark.slow
+
 BY_NAME = {exercise.name: exercise for exercise in EXERCISES}
 MISTAKES = [(exercise, hint) for exercise in EXERCISES for hint in exercise.mistakes]
 
