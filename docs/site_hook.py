@@ -109,35 +109,43 @@ def settings_page():
     """Describe every setting from its field in icnn/config.py and the comment above it."""
     source = inspect.getsource(config)
     lines = source.splitlines()
-    sections = {type(field.default_factory()).__name__: field.name for field in dataclasses.fields(config.Config)
-                if field.default_factory is not dataclasses.MISSING and field.name != "only"}  # fmt: skip
+    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
     text = [
         "# Settings",
         "Given by `--set KEY=VALUE` or in a TOML file (`--config`); `train.*` and `augment.*` also for one network, as "
         "`eye.train.lr`. The defaults are those of icnn/config.py, which recipes change.",
     ]
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.ClassDef) or node.name not in (*sections, "Config"):
+    for field in [None, *dataclasses.fields(config.Config)]:
+        section = type(config.Config() if field is None else getattr(config.Config(), field.name))
+        if not dataclasses.is_dataclass(section):
             continue
-        prefix = f"{sections[node.name]}." if node.name in sections else ""
+        node, prefix = classes[section.__name__], "" if field is None else f"{field.name}."
+        places = {entry.target.id: entry.lineno - 1 for entry in node.body if isinstance(entry, ast.AnnAssign)}
         rows = ["| setting | default | allowed | |", "|---|---|---|---|"]
-        fields = {field.name: field for field in dataclasses.fields(getattr(config, node.name))}
-        for entry in node.body:
-            if isinstance(entry, ast.AnnAssign) and fields[entry.target.id].metadata:
-                field = fields[entry.target.id]
-                limits = field.metadata
-                allowed = ", ".join(limits["choices"])
-                if limits["least"] is not None:
-                    allowed = f"{limits['least']:g} to {limits['most']:g}"
-                about = []
-                for line in reversed(lines[: entry.lineno - 1]):
-                    if not line.strip().startswith("#:"):
-                        break
-                    about.insert(0, line.strip().removeprefix("#:").strip())
-                default = list(field.default) if isinstance(field.default, tuple) else field.default
-                rows.append(f"| `{prefix}{field.name}` | `{default!r}` | {allowed} | {' '.join(about)} |")
-        text += [f"## {prefix.rstrip('.') or 'Run'}", ast.get_docstring(node).split("\n")[0], "\n".join(rows)]
+        for one in dataclasses.fields(section):
+            if one.metadata:
+                rows.append(f"| `{prefix}{one.name}` | {described(one)} | {comment_above(lines, places[one.name])} |")
+        text += [f"## {prefix.rstrip('.') or 'run'}", ast.get_docstring(node).split("\n")[0], "\n".join(rows)]
     return "\n\n".join(text)
+
+
+def described(field):
+    """Return default and allowed values of a setting, as two cells of a table."""
+    limits = field.metadata
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    allowed = ", ".join(limits["choices"])
+    if limits["least"] is not None:
+        allowed = f"{limits['least']:g} to {limits['most']:g}"
+    return f"`{default!r}` | {allowed}"
+
+
+def comment_above(lines, place):
+    """Return the text of the comment, marked by #:, right above a line."""
+    comment = []
+    while lines[place - 1].strip().startswith("#:"):
+        place -= 1
+        comment.insert(0, lines[place].strip().removeprefix("#:").strip())
+    return " ".join(comment)
 
 
 def kernels_page():
@@ -146,5 +154,5 @@ def kernels_page():
     for name, signature in SIGNATURES.items():
         rows = ["| argument | role | shape | type |", "|---|---|---|---|"]
         rows += [f"| `{a.name}` | {a.role} | {' '.join(a.shape)} | {a.dtype} |" for a in signature.arguments]
-        text += [f"## {name}", html.escape(signature.doc).replace("[", "\\[").replace("_", "\\_"), "\n".join(rows)]
+        text += [f"## {name}", html.escape(signature.doc, quote=False), "\n".join(rows)]
     return "\n\n".join(text)
