@@ -56,6 +56,12 @@ def test_conv_bench(tmp_path):
         assert (row["torch_default_ms"] is None) == (row["torch_channels_last_ms"] is None)
 
 
+def test_conv_steps_compares_six_ways():
+    done = run_benchmark("conv_steps.py", 8)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("GFLOP/s") == 6
+
+
 def test_conv_bench_covers_every_convolution(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from conv_bench import distinct_convolutions

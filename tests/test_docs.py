@@ -93,11 +93,13 @@ def test_a_page_runs_as_it_is_shown(page, tmp_path, monkeypatch):
     assert not document.namespace.get("printed"), "what the last block prints is not shown"
 
 
+@pytest.mark.slow
 def test_figures_are_those_that_the_code_draws():
     done = subprocess.run([sys.executable, ROOT / "docs" / "figures.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_runs_and_has_no_outputs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
