@@ -40,7 +40,7 @@ def compare(example):
 
     The last digit of a number with a decimal point may differ by one: other CPUs add in another order.
     """
-    printed, shown = example.namespace.pop("printed").rstrip(), example.parsed.rstrip()
+    printed, shown = example.namespace.pop("printed", "").rstrip(), example.parsed.rstrip()
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown), f"line {example.line}:\n{printed}"
     for one, other in zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True):
         unit = 0.1 ** len(other.partition(".")[2])
