@@ -145,6 +145,16 @@ def quiet() -> Iterator[None]:
                 _Quiet.back.close()
 
 
+@contextmanager
+def limited_pixels(most: int) -> Iterator[None]:
+    """Refuse images of more than `most` pixels inside a ``with`` block; Pillow's own limit is 89 million."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 def decode(path: Path) -> tuple[Image.Image, int]:
     """Decode a file to an upright image.
 
@@ -225,7 +235,7 @@ def _decoded(
         raise mistake(path, _EXPECTED, "another kind of file", "convert it to PNG or JPEG") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = f"an image of at most {Image.MAX_IMAGE_PIXELS} pixels"
-        raise mistake(path, limit, f"a larger one ({error})", "scale it down first") from error
+        raise mistake(path, limit, f"a larger one ({error})", "scale it down, or raise the limit") from error
     except PermissionError as error:
         raise mistake(path, "a readable file", str(error), "check its permissions") from error
     except Exception as error:  # Pillow's decoders raise almost any exception on damaged files

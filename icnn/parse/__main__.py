@@ -16,7 +16,7 @@ from PIL import Image
 from icnn.classes import PARTS
 from icnn.cli import Parser, Signals, compilation_announced, limit_memory, positive, progress, run
 from icnn.data.face_box import Box
-from icnn.data.images import read_image
+from icnn.data.images import limited_pixels, read_image
 from icnn.data.overlay import label_image, overlay_image
 from icnn.data.pyramid import Pyramid
 from icnn.errors import InputError
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     face = numbers_of(options.face) if options.face is not None else None
     comm = join()
     count = sum(1 for _ in list_inputs(options.inputs, options.out))
-    with Signals() as signals:
+    with Signals() as signals, limited_pixels(options.megapixels * 1_000_000):
         parser = FaceParser(options.weights, options.backend, options.threads or comm.threads)
         make_folder(options.out)
         work = _Work(parser, face, options.detect, options.parts, options.out)
@@ -101,6 +101,9 @@ def _parser() -> Parser:
         "--resume", action="store_true", help="leave out photographs whose NAME.json is there: it is written last"
     )
     parser.add_argument("--batch", type=positive, default=8, metavar="N", help="photographs at a time (default: 8)")
+    parser.add_argument(
+        "--megapixels", type=positive, default=80, metavar="N", help="most pixels of a photograph (default: 80)"
+    )
     parser.add_threads()
     parser.add_memory()
     return parser

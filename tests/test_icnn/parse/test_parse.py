@@ -276,9 +276,14 @@ def test_an_input_that_is_none_is_a_line(tmp_path, make, words):
     refused(*PARSE, path, "--out", tmp_path / "out", words=words)
 
 
-def test_a_photograph_beyond_the_limit_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
-    refused(*PARSE, photograph(tmp_path / "one.png"), "--out", tmp_path / "out", words="at most 10000 pixels")
+def test_a_photograph_beyond_the_limit_is_refused(tmp_path):
+    """Of 1,000,001 pixels; the limit ends with the command."""
+    path, before = tmp_path / "one.png", Image.MAX_IMAGE_PIXELS
+    Image.new("L", (9901, 101)).save(path)
+    arguments = *PARSE, path, "--out", tmp_path / "out", "--megapixels"
+    refused(*arguments, 1, words=["at most 1000000 pixels", "raise the limit"])
+    assert call(*arguments, 2)[0] == 0
+    assert before == Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK", "I;16", "1"])
