@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for least in SCORES:
             boxes = [[Box(*face[:3]) for face in own if face.score >= least] for own in found]
             rows.append(row(angle, f"finder, score {least}", score(boxes, cases), times))
-        boxes = [[Box(face.box.x, face.box.y, face.box.length) for face in own] for own in parsed]
+        boxes = [[one.face.box for one in own] for own in parsed]
         rows.append(row(angle, "FaceParser, detect=True", score(boxes, cases), whole_times))
     heads = ["angle", "by", "found", "on nothing", "boxes", "ms/megapixel"]
     print(machine())

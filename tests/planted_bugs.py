@@ -277,9 +277,23 @@ BUGS = [
     Bug(
         "the last patch wins an overlap",
         "icnn/model/patches.py",
-        "(label > 0) & (probability > best[there])",
-        "label > 0",
+        "        most = np.where(",
+        "        joint[1:, *there] *= p[1:].max(0) <= p[0]\n        most = np.where(",
         "test_geometry.py::test_the_highest_probability_wins_an_overlap",
+    ),
+    Bug(
+        "a part that its own patch takes for background beats the background of another patch",
+        "icnn/model/patches.py",
+        "np.minimum(values, most)",
+        "values",
+        "test_pipeline.py::test_pasting_is_what_it_is_by_hand_with_modulation",
+    ),
+    Bug(
+        "a crop leaves the photograph where it need not",
+        "icnn/model/pipeline.py",
+        "np.clip(corner, np.minimum(room, 0), np.maximum(room, 0))",
+        "np.asarray(corner)",
+        "test_pipeline.py::test_a_crop_stays_in_the_photograph",
     ),
     Bug(
         "mirror ids not swapped",
@@ -381,7 +395,7 @@ BUGS = [
     ),
     Bug(
         "labels of a photograph three pixels aside",
-        "icnn/parse/results.py",
+        "icnn/model/face_maps.py",
         "affine(1, target=(x, y))",
         "affine(1, target=(x + 3, y))",
         "test_parser.py::test_a_face_is_parsed_where_it_is_said_to_be",
@@ -452,8 +466,8 @@ BUGS = [
     Bug(
         "centres not moved with a photograph that is resampled",
         "icnn/model/pipeline.py",
-        "* (width / shapes[n][1], height / shapes[n][0]) - 0.5",
-        "- 0.5",
+        "box.to_crop(points, CROP_SIZE, TYPICAL_LENGTH)",
+        "points",
         "test_pipeline.py::test_a_face_of_another_size_is_parsed_at_the_usual_one",
     ),
     Bug(

@@ -45,7 +45,7 @@ ORDER = [
     "icnn.data.face_box",
     "icnn.data.folder", "icnn.data.write_folder", "icnn.data.overlay", "icnn.data.augment", "icnn.data.photometric",
     "icnn.model", "icnn.model.network", "icnn.model.centres", "icnn.model.patches", "icnn.model.modulation",
-    "icnn.model.weights", "icnn.model.pipeline", "icnn.model.finder",
+    "icnn.model.face_maps", "icnn.model.weights", "icnn.model.pipeline", "icnn.model.finder",
     "icnn.synthetic", "icnn.synthetic.shapes", "icnn.synthetic.canvas", "icnn.synthetic.surroundings",
     "icnn.synthetic.faces", "icnn.synthetic.processes",
     "icnn.evaluate", "icnn.evaluate.metrics", "icnn.evaluate.baselines", "icnn.evaluate.scoring",

@@ -12,7 +12,7 @@ from icnn.data.geometry import Letterbox
 from icnn.evaluate.metrics import bootstrap, confusion, f_measures
 from icnn.model.centres import complete_centres, part_centres
 from icnn.model.modulation import PLAIN, RELEASED_STARTS, Fit, Pair, SoftF, fit_modulation, probabilities
-from icnn.model.patches import cut_patch, paste_patches
+from icnn.model.patches import cut_patch, joint_probabilities, most_probable
 from icnn.model.pipeline import PatchLogits, Pipeline
 from icnn.stages import NETWORKS, PATCHES, STAGE2
 
@@ -106,7 +106,7 @@ def evaluate(pipeline: Pipeline, faces: Sequence[Face], batch: int, track: Track
         result.not_found += (~located.found).sum(0)
         result.names += [face.name for face in chunk]
         for condition, centres in zip(CONDITIONS, (located.centres, actual), strict=True):
-            for truth, prediction in zip(truths, pipeline.label(images, centres), strict=True):
+            for truth, prediction in zip(truths, pipeline.label_around(images, centres), strict=True):
                 result.matrices[condition].append(confusion(truth, prediction))
     return result
 
@@ -162,7 +162,8 @@ class HardF:
         matrix = np.zeros((len(PARTS), len(PARTS)), np.int64)
         for n, truth in enumerate(self._truths):
             origins = [tuple(self._patches.origins[number][n]) for number in self._numbers]
-            matrix += confusion(truth, paste_patches(truth.shape, patches, origins, [p[n] for p in maps]))
+            joint = joint_probabilities(truth.shape, patches, origins, [p[n] for p in maps])
+            matrix += confusion(truth, most_probable(joint))
         scores = f_measures(matrix)
         known = [f for measure in self._measures if (f := scores[measure]) is not None]
         return float(np.mean(known)) if known else 0.0

@@ -75,16 +75,18 @@ def _placed(p: np.ndarray, patch: Patch, origin: tuple[int, int], shape: tuple[i
     return p[(slice(None), *here)], there
 
 
-def paste_patches(
+def joint_probabilities(
     shape: tuple[int, int],
     patches: Sequence[Patch],
     origins: Sequence[tuple[int, int]],
     probabilities: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """Combine the softmax maps of the patches into a full label map of ids (Sec. 3.2).
+    """Combine the softmax maps of the patches into the probability of every id at every pixel (Sec. 3.2).
 
-    Each patch is mirrored back if needed, and its arg-max taken. Where patches overlap, the part with the highest
-    probability wins, then the lower id; the background label of a patch never overrides a part of another patch.
+    A part has the probability from its own patch, and 0 outside it; the background has the lowest background
+    probability of all patches at the pixel. The sum is normalised to 1. The largest is the label (`most_probable`):
+    where patches label several parts, the most probable wins, then the lower id. Where a patch labels background, its
+    parts lose against the background, however unsure the other patches are of it.
 
     Parameters
     ----------
@@ -94,41 +96,24 @@ def paste_patches(
 
     Returns
     -------
-    (H, W) uint8
-    """
-    labels = np.zeros(shape, np.uint8)
-    best = np.zeros(shape, np.float32)
-    for patch, origin, p in sorted(zip(patches, origins, probabilities, strict=True), key=lambda item: item[0].ids):
-        p, there = _placed(p, patch, origin, shape)
-        label = p.argmax(0)
-        probability = np.take_along_axis(p, label[None], 0)[0].astype(np.float32)
-        wins = (label > 0) & (probability > best[there])
-        labels[there] = np.where(wins, patch.to_ids()[label], labels[there])
-        best[there] = np.where(wins, probability, best[there])
-    return labels
-
-
-def joint_probabilities(
-    shape: tuple[int, int],
-    patches: Sequence[Patch],
-    origins: Sequence[tuple[int, int]],
-    probabilities: Sequence[np.ndarray],
-) -> np.ndarray:
-    """Combine the softmax maps of the patches into the probability of every id at every pixel.
-
-    A part has the probability from its own patch, and 0 outside it; the background has the lowest background
-    probability of all patches at the pixel. The sum is normalised to 1. The arguments are those of `paste_patches`,
-    whose labels are the arg-max of this result, except at pixels where two patches disagree.
-
-    Returns
-    -------
     (H, W, 9) float32
     """
-    joint = np.zeros((*shape, len(PARTS)), np.float32)
-    joint[..., 0] = 1
-    for patch, origin, p in zip(patches, origins, probabilities, strict=True):
-        p, there = _placed(p, patch, origin, shape)
-        joint[..., 0][there] = np.minimum(joint[..., 0][there], p[0])
+    joint = np.zeros((len(PARTS), *shape), np.float32)
+    background = joint[0]
+    background[:] = 1
+    placed = [_placed(*one, shape) for one in zip(probabilities, patches, origins, strict=True)]
+    for p, there in placed:
+        background[there] = np.minimum(background[there], p[0])
+    for patch, (p, there) in zip(patches, placed, strict=True):
+        most = np.where(p[1:].max(0) > p[0], 1, background[there])
         for part, values in zip(patch.ids, p[1:], strict=True):
-            joint[..., part][there] = values
-    return joint / joint.sum(-1, keepdims=True)
+            joint[part][there] = np.minimum(values, most)
+    return np.ascontiguousarray(np.moveaxis(joint / joint.sum(0), 0, -1))
+
+
+def most_probable(joint: np.ndarray) -> np.ndarray:
+    """Return the most probable id of each pixel, ties to the lower id: (H, W) uint8 from probabilities (H, W, 9)."""
+    labels = np.zeros(joint.shape[:2], np.uint8)
+    unsure = joint[..., 0] <= 0.5  # elsewhere it is background: most pixels
+    labels[unsure] = joint[unsure].argmax(-1)
+    return labels

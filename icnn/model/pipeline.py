@@ -1,17 +1,20 @@
 """Two-stage pipeline: stage 1, patches, stage 2, full label map (Fig. 2)."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from icnn.data.face_box import CROP_SIZE, SHORTEST, TYPICAL_LENGTH, Box
 from icnn.data.geometry import Letterbox
-from icnn.data.resample import maps_of, normalise, resize, side_by_side, warp
+from icnn.data.pyramid import Pyramid
+from icnn.data.resample import normalise, side_by_side, warp
 from icnn.model.centres import DEFAULT_LAYOUT, complete_centres, face_scale, part_centres
+from icnn.model.face_maps import FaceMaps
 from icnn.model.modulation import PLAIN, Pair, probabilities
-from icnn.model.patches import joint_probabilities, network_input, paste_patches, patch_origin
+from icnn.model.patches import joint_probabilities, most_probable, network_input, patch_origin
 from icnn.model.weights import read_network
 from icnn.stages import NETWORKS, PATCHES, STAGE2, Patch
 from minicnn import Plan
@@ -35,10 +38,10 @@ class PatchLogits(NamedTuple):
     logits: list[np.ndarray]
 
 
-USUAL_SIDE = 256.0  # pixels, of the photographs of Smith et al.; for weights without a side
+USUAL_SIDE = float(CROP_SIZE)  # pixels, of the photographs of Smith et al.; for weights without a side
 #: Relative face sizes that are not resampled for stage 2: augmentation covers them, and resampling costs sharpness.
 _ABOUT = 0.75, 1.33
-_LARGEST = 2048  # upper limit of a photograph's larger side after enlarging, pixels
+_SMALLEST = SHORTEST / TYPICAL_LENGTH
 
 
 class Pipeline:
@@ -135,57 +138,54 @@ class Pipeline:
         """Return the ids (n, S, S) uint8 of one patch after modulation, in the patch's (mirrored) orientation."""
         return patch.to_ids()[probabilities(logits, self.pairs[patch.network]).argmax(1)]
 
-    def paste(self, shapes: Sequence[tuple[int, int]], patches: PatchLogits) -> list[np.ndarray]:
-        """Return full label maps (H, W) uint8 of ids from the result of `label_patches`, after modulation."""
-        return [
-            paste_patches(shape, PATCHES, *placed) for shape, placed in zip(shapes, self._placed(patches), strict=True)
-        ]
+    def crop(self, photographs: Sequence[Pyramid], boxes: Sequence[Box], size: int = CROP_SIZE) -> list[np.ndarray]:
+        """Crop faces upright, (size, size, 3) uint8, black outside the photograph; at 256 as large as in training."""
+
+        def cut(n: int) -> np.ndarray:
+            matrix = boxes[n].matrix(size, TYPICAL_LENGTH * size / CROP_SIZE)
+            return np.rint(photographs[n].crop(matrix, size)[0]).astype(np.uint8)
+
+        return side_by_side(cut, range(len(boxes)), self.threads)
+
+    def label(self, crops: Sequence[np.ndarray], boxes: Sequence[Box], centres: np.ndarray) -> list[FaceMaps]:
+        """Run stage 2 on crops (256, 256, 3) of `boxes`, around part centres (n, 6, 2) in their pixels."""
+        joint = self.joint_probabilities((CROP_SIZE, CROP_SIZE), self.label_patches(crops, centres))
+        return [FaceMaps(box, maps, most_probable(maps)) for box, maps in zip(boxes, joint, strict=True)]
 
     def joint_probabilities(self, shape: tuple[int, int], patches: PatchLogits) -> list[np.ndarray]:
         """Return the probabilities of all ids, (H, W, 9) float32 for each image of one `shape`, after modulation."""
-        return [joint_probabilities(shape, PATCHES, *placed) for placed in self._placed(patches)]
-
-    def _placed(self, patches: PatchLogits) -> Iterator[tuple[list[tuple[int, int]], list[np.ndarray]]]:
-        """Yield the corners and the modulated softmax maps of the six patches for each image."""
         p = [
             probabilities(logits, self.pairs[patch.network])
             for patch, logits in zip(PATCHES, patches.logits, strict=True)
         ]
-        for n in range(len(p[0])):
-            yield [tuple(corners[n]) for corners in patches.origins], [maps[n] for maps in p]
+        corners = [[tuple(own[n]) for own in patches.origins] for n in range(len(p[0]))]
+        return [joint_probabilities(shape, PATCHES, own, [q[n] for q in p]) for n, own in enumerate(corners)]
 
-    def label(self, images: Sequence[np.ndarray], centres: np.ndarray) -> list[np.ndarray]:
-        """Label images from part centres (n, 6, 2), with stage 2 at the scale of the training data.
+    def frame(self, centres: np.ndarray, shape: tuple[int, int]) -> Box:
+        """Return the box of a face with part centres (6, 2) in a photograph (H, W).
 
-        A photograph is resampled before stage 2 if its face is not close in size to the training faces; its labels are
-        then resampled back.
-
-        Returns
-        -------
-        list of (H, W) uint8
-            Label maps of ids.
+        A face of about the usual size is not resampled: its crop has whole pixels of the photograph. The crop lies in
+        the photograph as far as it can.
         """
-        shapes = [image.shape[:2] for image in images]
-        factors = [self._factor(points, max(shape)) for points, shape in zip(centres, shapes, strict=True)]
-        scaled, moved = list(images), np.array(centres, np.float64)
-        for n, factor in enumerate(factors):
-            if factor != 1:
-                height, width = (max(1, round(factor * length)) for length in shapes[n])
-                scaled[n] = np.rint(resize(images[n], (height, width))).astype(np.uint8)
-                moved[n] = (moved[n] + 0.5) * (width / shapes[n][1], height / shapes[n][0]) - 0.5
-        maps = self.paste([image.shape[:2] for image in scaled], self.label_patches(scaled, moved))
-        for n, factor in enumerate(factors):
-            if factor != 1:
-                shares = resize(maps_of(maps[n]), shapes[n])
-                maps[n] = np.rint(shares).argmax(-1).astype(np.uint8)  # rounded: the same ties in a mirror image
-        return maps
-
-    def _factor(self, centres: np.ndarray, side: int) -> float:
-        """Return the factor to resample a photograph by, from its centres (6, 2); 1 if the face has about mean size."""
         scale = face_scale(centres, self.layout * self.side)
-        if _ABOUT[0] < scale < _ABOUT[1]:
-            return 1.0
-        return min(1 / max(scale, 1e-6), max(1.0, _LARGEST / side))
+        scale = 1.0 if _ABOUT[0] < scale < _ABOUT[1] else max(scale, _SMALLEST)
+        middle = centres.mean(0)
+        corner = patch_origin(middle, CROP_SIZE, shape) if scale == 1 else (middle + 0.5) / scale - CROP_SIZE / 2
+        room = np.array(shape[::-1]) / scale - CROP_SIZE
+        corner = np.clip(corner, np.minimum(room, 0), np.maximum(room, 0))
+        x, y = ((corner + CROP_SIZE / 2) * scale - 0.5).tolist()
+        return Box(x, y, TYPICAL_LENGTH * scale)
+
+    def label_around(self, images: Sequence[np.ndarray], centres: np.ndarray) -> list[np.ndarray]:
+        """Label the face of each image around its part centres (n, 6, 2); return label maps (H, W) uint8 of ids."""
+        boxes = [self.frame(points, image.shape[:2]) for points, image in zip(centres, images, strict=True)]
+        inside = [box.to_crop(points, CROP_SIZE, TYPICAL_LENGTH) for box, points in zip(boxes, centres, strict=True)]
+        crops = self.crop([Pyramid(image) for image in images], boxes)
+        maps = []
+        for image, face in zip(images, self.label(crops, boxes, np.stack(inside)), strict=True):
+            maps.append(np.zeros(image.shape[:2], np.uint8))
+            face.draw(image.shape[:2]).paste(maps[-1])
+        return maps
 
     def warm_up(self) -> None:
         """Run every network once on an image of zeros, which compiles all missing kernels."""
@@ -195,7 +195,7 @@ class Pipeline:
 
     def parse(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run both stages on images (H, W, 3) uint8; return label maps (H, W) uint8 of ids."""
-        return self.label(images, self.locate(images).centres)
+        return self.label_around(images, self.locate(images).centres)
 
 
 def _square(image: np.ndarray) -> tuple[Letterbox, np.ndarray, np.ndarray]:

@@ -16,14 +16,14 @@ from PIL import Image
 from icnn.data.face_box import CROP_SIZE, SHORTEST, TYPICAL_LENGTH, Box
 from icnn.data.images import as_photograph
 from icnn.data.pyramid import Pyramid
-from icnn.data.resample import side_by_side
 from icnn.errors import InputError
+from icnn.model.face_maps import FaceMaps
 from icnn.model.finder import FACE_LENGTH
 from icnn.model.pipeline import load_pipeline
 from icnn.model.weights import SHIPPED
 from icnn.parse.finder import Finder
 from icnn.parse.results import FacePrediction, ParseResult, result_of
-from icnn.parse.search import Candidate, agreement, best, crop_face, nms, overlap, prominence, propose_centred, refine
+from icnn.parse.search import Candidate, agreement, best, nms, overlap, prominence, propose_centred, refine
 from icnn.stages import NETWORKS
 from minicnn.kernels import choose_backend
 
@@ -245,10 +245,8 @@ class FaceParser:
             refined = [best(own, most, worse) for own in found]
         return refined
 
-    def _crops(self, photographs: Sequence[Pyramid], places: "list[_Place]", size: int) -> list[np.ndarray]:
-        """Face crops (size, size, 3) uint8."""
-        threads = self._pipeline.threads
-        return side_by_side(lambda place: crop_face(photographs[place[0]], place[1].box, size), places, threads)
+    def _crops(self, photographs: Sequence[Pyramid], places: "list[_Place]", size: int = CROP_SIZE) -> list[np.ndarray]:
+        return self._pipeline.crop([photographs[n] for n, _ in places], [one.box for _, one in places], size)
 
     def _predict_candidates(
         self, photographs: Sequence[Pyramid], candidates: Sequence[Sequence[Candidate]], least: float = -np.inf
@@ -258,12 +256,11 @@ class FaceParser:
         every = _places(candidates)
         for start in range(0, len(every), _TOGETHER):
             places = every[start : start + _TOGETHER]
-            crops = self._crops(photographs, places, CROP_SIZE)
+            crops = self._crops(photographs, places)
             located = self._pipeline.locate(crops)
-            patches = self._pipeline.label_patches(crops, located.centres)
-            maps = self._pipeline.joint_probabilities((CROP_SIZE, CROP_SIZE), patches)
-            for (n, candidate), probable, *seen in zip(places, maps, *located, strict=True):
-                prediction = _prediction(candidate, probable, *seen)
+            labelled = self._pipeline.label(crops, [one.box for _, one in places], located.centres)
+            for (n, candidate), face, *seen in zip(places, labelled, *located, strict=True):
+                prediction = _prediction(candidate, face, *seen)
                 if prediction.sureness >= least:
                     faces[n].append(prediction)
         return faces
@@ -278,13 +275,12 @@ def _places(candidates: Sequence[Sequence[Candidate]]) -> list[_Place]:
 
 
 def _prediction(
-    candidate: Candidate, probable: np.ndarray, centres: np.ndarray, found: np.ndarray, coarse: np.ndarray
+    candidate: Candidate, face: FaceMaps, centres: np.ndarray, found: np.ndarray, coarse: np.ndarray
 ) -> FacePrediction:
-    """Build the prediction of a crop from its probabilities and from what stage 1 saw (`Located`)."""
+    """Build the prediction of a crop from its labels and from what stage 1 saw (`Located`)."""
     seen = refine(candidate, centres, found)
     misfit = np.inf if seen is None else seen.misfit
-    labels = probable.argmax(-1).astype(np.uint8)
-    return FacePrediction(candidate.box, probable, labels, agreement(coarse, labels), candidate.score, misfit)
+    return FacePrediction(face, agreement(coarse, face.labels), candidate.score, misfit)
 
 
 def _open(source: "str | os.PathLike | np.ndarray | Image.Image") -> Pyramid:
@@ -306,10 +302,10 @@ def _ahead(futures: Iterator[Future]) -> Iterator[Future]:
 def _most_sure(faces: list[FacePrediction], shape: tuple[int, int] | None) -> list[FacePrediction]:
     """Return the faces without duplicates, the surest first; with a photograph's `shape`, only the most prominent."""
     sure = sorted(faces, key=lambda face: -face.sureness)
-    kept = [sure[i] for i in nms([face.box for face in sure], _OVERLAPPING)]
+    kept = [sure[i] for i in nms([one.face.box for one in sure], _OVERLAPPING)]
     if shape is None or not kept:
         return kept
-    return [max(kept, key=lambda face: face.sureness * prominence(face.box, shape) ** 0.5)]
+    return [max(kept, key=lambda one: one.sureness * prominence(one.face.box, shape) ** 0.5)]
 
 
 def box_of(numbers: Sequence[float], shape: tuple[int, int]) -> Box:

@@ -7,9 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from icnn.classes import PARTS
-from icnn.data.face_box import CROP_SIZE, TYPICAL_LENGTH, Box
-from icnn.data.geometry import affine, compose
-from icnn.data.resample import draw_labels, warp
+from icnn.data.face_box import CROP_SIZE
+from icnn.model.face_maps import Drawn, FaceMaps
 
 
 @dataclass(frozen=True)
@@ -64,21 +63,14 @@ class FacePrediction(NamedTuple):
 
     Attributes
     ----------
-    box : Box
-        The face in the photograph.
-    maps : (256, 256, 9) float32
-        Probability of every id at every pixel of the crop.
-    labels : (256, 256) uint8
-        The most probable ids.
+    face : FaceMaps
     agreement : float
         Of the two stages, 0 to 1.
     score, misfit : float
         As of `icnn.parse.search.Candidate`, in the final crop; the misfit is infinite if stage 1 sees no face.
     """
 
-    box: Box
-    maps: np.ndarray
-    labels: np.ndarray
+    face: FaceMaps
     agreement: float
     score: float
     misfit: float
@@ -89,77 +81,17 @@ class FacePrediction(NamedTuple):
         odds = np.log(self.score + 1e-4) - np.log(1 - self.score + 1e-4)
         return float(self.agreement + 0.05 * odds - 0.03 * self.misfit)
 
-    def region(self, shape: tuple[int, int], columns: tuple[int, int], rows: tuple[int, int]) -> tuple[int, ...]:
-        """Compute the region (x, y, width, height) of a photograph (H, W) that a part of the crop covers; may be empty.
 
-        The part has the given first and last column and row, of 0 to 255.
-        """
-        edges = [(first - 0.5, last + 0.5) for first, last in (columns, rows)]
-        corners = np.array([(x, y, 1) for x in edges[0] for y in edges[1]])
-        places = corners @ self.box.matrix(CROP_SIZE, TYPICAL_LENGTH).T
-        low = np.clip(np.floor(places.min(0)), 0, shape[::-1]).astype(int)
-        high = np.clip(np.ceil(places.max(0)) + 1, low, shape[::-1]).astype(int)
-        return *low.tolist(), *(high - low).tolist()
-
-    def _matrix(self, x: int, y: int) -> np.ndarray:
-        """Return the matrix from a region of the photograph with this corner to the crop, (2, 3)."""
-        return compose(self.box.inverse(CROP_SIZE, TYPICAL_LENGTH), affine(1, target=(x, y)))
-
-    def resampled(self, x: int, y: int, width: int, height: int) -> np.ndarray:
-        """Resample the probabilities to a region of the photograph: (height, width, 9); background outside the crop."""
-        maps, inside = warp(self.maps, self._matrix(x, y), (height, width))
-        maps[~inside, 0] = 1
-        return maps
-
-    def draw(self, shape: tuple[int, int]) -> "Drawn":
-        """Draw the labels at the photograph's size (H, W): where `resampled` is largest."""
-        ends = []
-        for axis in (0, 1):  # only where parts are: a pixel further on mixes two pixels of the crop at most
-            places = np.flatnonzero(self.labels.any(axis))
-            ends.append((max(0, places[0] - 1), min(CROP_SIZE, places[-1] + 2) - 1) if places.size else (0, 0))
-        x, y, width, height = self.region(shape, *ends)
-        labels, by_row, by_column = draw_labels(self.maps, self.labels, self._matrix(x, y), (height, width))
-        return Drawn(labels, by_row, by_column, (x, y), self.confidences())
-
-    def confidences(self) -> np.ndarray:
-        """Compute the mean probability of each id over the crop's pixels with that id: (9,); 0 for absent ids."""
-        labels, best = self.labels.ravel(), self.maps.max(-1).ravel()
-        count = np.bincount(labels, minlength=len(PARTS))
-        return np.bincount(labels, best, len(PARTS)) / np.maximum(count, 1)
-
-
-class Drawn(NamedTuple):
-    """Labels of one face at the photograph's size.
-
-    Attributes
-    ----------
-    labels : (h, w) uint8
-        Ids in the region of the photograph that holds the face's parts.
-    rows, columns : (9, h) and (9, w) int64
-        Number of pixels of each id in each row and column; not of the background.
-    corner : (int, int)
-        Position x, y of the region in the photograph.
-    confidences : (9,) float64
-        Mean probability of each id over its pixels in the crop.
-    """
-
-    labels: np.ndarray
-    rows: np.ndarray
-    columns: np.ndarray
-    corner: tuple[int, int]
-    confidences: np.ndarray
-
-    def part(self, part: int) -> Part:
-        """Describe a part."""
-        count = int(self.rows[part].sum())
-        if not count:
-            return Part(part, 0, None, None, 0.0)
-        (left, right, x), (top, bottom, y) = (
-            _spread(along[part], count, start)
-            for along, start in zip((self.columns, self.rows), self.corner, strict=True)
-        )
-        box = left, top, right - left + 1, bottom - top + 1
-        return Part(part, count, box, (x, y), float(self.confidences[part]))
+def _described_part(part: int, drawn: Drawn, confidence: float) -> Part:
+    """Describe a part of a face that was drawn."""
+    count = int(drawn.rows[part].sum())
+    if not count:
+        return Part(part, 0, None, None, 0.0)
+    (left, right, x), (top, bottom, y) = (
+        _spread(along[part], count, start)
+        for along, start in zip((drawn.columns, drawn.rows), drawn.corner, strict=True)
+    )
+    return Part(part, count, (left, top, right - left + 1, bottom - top + 1), (x, y), confidence)
 
 
 def _spread(counts: np.ndarray, total: int, start: int) -> tuple[int, int, float]:
@@ -193,8 +125,8 @@ class ParseResult:
         total[..., 0] = 1
         whole = 0, CROP_SIZE - 1
         for seen in reversed(self._predictions):  # the best last, over the others
-            x, y, w, h = seen.region(self.labels.shape, whole, whole)
-            maps = seen.resampled(x, y, w, h)
+            x, y, w, h = seen.face.region(self.labels.shape, whole, whole)
+            maps = seen.face.resampled(x, y, w, h)
             parts = maps[..., 1:].sum(-1, keepdims=True) > 1e-3
             total[y : y + h, x : x + w] = np.where(parts, maps, total[y : y + h, x : x + w])
         return total
@@ -212,16 +144,13 @@ def result_of(shape: tuple[int, int], faces: list[FacePrediction]) -> ParseResul
     """
     labels = np.zeros(shape, np.uint8)
     described = []
-    for face in faces:
-        drawn = face.draw(shape)
-        x, y = drawn.corner
-        height, width = drawn.labels.shape
-        there = labels[y : y + height, x : x + width]
-        np.copyto(there, drawn.labels, where=there == 0)
-        half = face.box.length / 2
-        box = face.box.x + 0.5 - half, face.box.y + 0.5 - half, face.box.length, face.box.length
-        parts = {name: drawn.part(part) for part, name in enumerate(PARTS) if part}
-        described.append(ParsedFace(box, face.box.roll, parts, face.agreement))
+    for face, agreement, *_ in faces:
+        drawn, confidences = face.draw(shape), face.confidences().tolist()
+        drawn.paste(labels)
+        own, half = face.box, face.box.length / 2
+        box = own.x + 0.5 - half, own.y + 0.5 - half, own.length, own.length
+        parts = {name: _described_part(n, drawn, confidences[n]) for n, name in enumerate(PARTS) if n}
+        described.append(ParsedFace(box, own.roll, parts, agreement))
     return ParseResult(labels, described, faces)
 
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from icnn.data.face_box import CROP_SIZE, TYPICAL_LENGTH, Box
 from icnn.data.geometry import Similarity, fit_similarity
-from icnn.data.pyramid import Pyramid
 from icnn.evaluate.metrics import confusion, mean_f
 from icnn.model.centres import DEFAULT_LAYOUT
 
@@ -30,12 +29,6 @@ _CONTRADICTED = 0.4  # a part is left out of a fit if the error of the others th
 _MISSING, _SCALED, _MOVED, _TURNED = 2.0, 20.0, 0.2, 0.1
 _MOST_TURNED = 60  # degrees
 DUPLICATE = 0.7  # IoU from which on two proposals count as one
-
-
-def crop_face(photograph: Pyramid, box: Box, size: int = CROP_SIZE) -> np.ndarray:
-    """Crop a face upright, (size, size, 3) uint8, black outside the photograph; at 256 as large as in training."""
-    matrix = box.matrix(size, TYPICAL_LENGTH * size / CROP_SIZE)
-    return np.rint(photograph.crop(matrix, size)[0]).astype(np.uint8)
 
 
 def propose_centred(shape: tuple[int, int]) -> list[Box]:

@@ -48,5 +48,5 @@ def pipeline_example(pipeline: Pipeline, faces: Sequence[Face], per_image: Seque
         values, _ = cut_patch(image, tuple(origins[0]), patch)
         labels = pipeline.labels_of_patch(patch, logits)[0]
         shown.append(PatchExample(patch.name, values, labels, patch.mirrored, tuple(centre.tolist())))
-    (result,) = pipeline.paste([image.shape[:2]], patches)
+    (result,) = pipeline.label_around([image], located.centres)
     return PipelineExample(image, np.rint(small).astype(np.uint8), located.labels[0], tuple(shown), result)

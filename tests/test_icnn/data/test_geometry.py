@@ -11,7 +11,7 @@ from icnn.data.folder import Face
 from icnn.data.geometry import Letterbox, compose, fit_similarity, patch_matrix
 from icnn.data.resample import labels_of, normalise, warp
 from icnn.model.centres import DEFAULT_LAYOUT, complete_centres, face_scale, mean_layout, part_centres
-from icnn.model.patches import cut_patch, network_input, paste_patches, patch_origin
+from icnn.model.patches import cut_patch, joint_probabilities, most_probable, network_input, patch_origin
 from icnn.stages import PATCHES
 from icnn.train.batches import Sample, make_sample
 
@@ -546,6 +546,15 @@ def test_a_patch_knows_its_own_parts_and_takes_the_other_side_for_background(pat
 # ---------------------------------------------------------------- pasting
 
 
+def paste_patches(*arguments):
+    """Labels of the joint probabilities."""
+    joint = joint_probabilities(*arguments)
+    np.testing.assert_allclose(joint.sum(-1), 1, atol=1e-6)
+    labels = most_probable(joint)
+    assert labels.dtype == np.uint8 and (labels == joint.argmax(-1)).all()
+    return labels
+
+
 def one_hot(labels, count, confidence=0.9):
     """(L, S, S) probabilities that favour (S, S) labels."""
     rest = (1 - confidence) / (count - 1)
@@ -562,7 +571,6 @@ def test_pasting_undoes_cutting(patch, origin):
     covered = np.zeros((100, 90), bool)
     covered[max(0, origin[1]) : max(0, origin[1] + patch.size), max(0, origin[0]) : max(0, origin[0] + patch.size)] = 1
     assert (pasted == np.where(covered & np.isin(truth, patch.ids), truth, 0)).all()
-    assert pasted.dtype == np.uint8
 
 
 def everywhere(patch, label, confidence):

@@ -9,7 +9,9 @@ from stubs import Listener, coloured_face, grown, knows_parts, knows_places, ora
 
 from icnn.classes import MIRRORED
 from icnn.cli import Signals, StopError
+from icnn.data.face_box import SHORTEST
 from icnn.data.geometry import Letterbox
+from icnn.data.pyramid import Pyramid
 from icnn.errors import InputError
 from icnn.evaluate.metrics import MEASURES, confusion, f_measures
 from icnn.evaluate.scoring import CONDITIONS, HardF, evaluate, fit_pairs, soft_objective, true_centres
@@ -181,9 +183,23 @@ def test_a_face_of_about_the_usual_size_is_left_as_it_is():
     faces = [grown(coloured_face(middle=(128, 128)), (side, side)) for side in (200, 256, 330)]
     pipeline = Pipeline(oracle().networks, layout=usual_layout())
     centres = np.stack([part_centres(face.labels()) for face in faces])
-    for image, points, labels in zip(faces, centres, pipeline.label([f.image for f in faces], centres), strict=True):
-        patches = pipeline.label_patches([image.image], points[None])
-        np.testing.assert_array_equal(labels, pipeline.paste([labels.shape], patches)[0])
+    labelled = pipeline.label_around([face.image for face in faces], centres)
+    for face, points, labels in zip(faces, centres, labelled, strict=True):
+        patches = pipeline.label_patches([face.image], points[None])
+        (joint,) = pipeline.joint_probabilities(face.labels().shape, patches)
+        np.testing.assert_array_equal(labels, joint.argmax(-1))
+
+
+@pytest.mark.parametrize("middle", [(5, 9), (128, 128), (250, 40)])
+def test_a_crop_stays_in_the_photograph(middle):
+    """A photograph like those of the training data is taken whole, wherever the face is in it."""
+    pipeline, centres = Pipeline({}, layout=usual_layout()), usual_layout() * 256 - 128 + middle
+    image = noisy_images()[0]
+    (crop,) = pipeline.crop([Pyramid(image)], [pipeline.frame(centres, (256, 256))])
+    np.testing.assert_array_equal(crop, image)
+    larger = Pyramid(np.full((600, 800, 3), 255, np.uint8))
+    (crop,) = pipeline.crop([larger], [pipeline.frame(2 * centres, larger.shape)])
+    assert crop.min() == 255
 
 
 @pytest.mark.parametrize("shape", [(128, 128), (600, 600)])
@@ -200,8 +216,7 @@ def test_a_photograph_does_not_grow_beyond_measure():
     listeners = {name: Listener(entry.labels) for name, entry in NETWORKS.items()}
     pipeline = Pipeline({**listeners, "stage1": spot})
     assert pipeline.parse([np.zeros((1000, 1500, 3), np.uint8)])[0].shape == (1000, 1500)
-    assert pipeline._factor(np.full((6, 2), 7.0), 1500) == pytest.approx(2048 / 1500)
-    assert pipeline._factor(np.full((6, 2), 7.0), 9000) == 1
+    assert pipeline.frame(np.full((6, 2), 7.0), (1500, 1500)).length == pytest.approx(SHORTEST)
 
 
 # ---------------------------------------------------------------- mirrors
@@ -382,8 +397,8 @@ def pasted_by_hand(shape, patches, n, pairs, among=PATCHES):
 
 def test_pasting_is_what_it_is_by_hand_with_modulation():
     patches, pairs = patch_logits(3), {"nose": (1.5, -0.2), "eyebrow": (0.7, 0.4)}
-    maps = Pipeline({}, pairs).paste([(150, 170), (150, 170)], patches)
-    for n, labels in enumerate(maps):
+    maps = Pipeline({}, pairs).joint_probabilities((150, 170), patches)
+    for n, labels in enumerate(joint.argmax(-1) for joint in maps):
         assert (labels == pasted_by_hand((150, 170), patches, n, pairs)).all()
         assert set(np.unique(labels)) == set(range(9))
 
@@ -624,11 +639,14 @@ def test_stage_1s_own_labels_do_not_count():
 def test_the_ground_truth_condition_cuts_around_the_true_centres():
     face = coloured_face((200, 300))
     networks = {name: Listener(network.labels) for name, network in NETWORKS.items()}
-    run(Pipeline({**networks, "stage1": finds((5, 20, 33))}), [face])
-    nose = PATCHES[4]
-    origin = patch_origin(part_centres(face.labels())[4], 64, (200, 300))
+    pipeline = Pipeline({**networks, "stage1": finds((5, 20, 33))})
+    run(pipeline, [face])
+    nose, centres = PATCHES[4], part_centres(face.labels())
+    box = pipeline.frame(centres, (200, 300))
+    (crop,) = pipeline.crop([Pyramid(face.image)], [box])
+    origin = patch_origin(box.to_crop(centres, 256, 140)[4], 64, (256, 256))
     predicted, actual = networks["nose"].seen
-    assert (actual[0] == network_input(face.image, origin, nose)).all()
+    assert (actual[0] == network_input(crop, origin, nose)).all()
     assert not (predicted == actual).all()
 
 

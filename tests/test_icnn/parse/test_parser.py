@@ -19,7 +19,6 @@ from icnn.parse.search import (
     USUAL,
     Candidate,
     agreement,
-    crop_face,
     nms,
     overlap,
     propose_centred,
@@ -285,8 +284,8 @@ def test_parts_that_lie_as_in_no_face_move_no_box():
 def test_a_square_shows_the_face_as_large_as_in_training():
     face = coloured_face()
     own = true_box()
-    square = crop_face(Pyramid(grown(face, (512, 512)).image), Box(2 * own.x + 0.5, 2 * own.y + 0.5, 2 * own.length))
-    plain = crop_face(Pyramid(face.image), own)
+    double = Box(2 * own.x + 0.5, 2 * own.y + 0.5, 2 * own.length)
+    square, plain = oracle().crop([Pyramid(grown(face, (512, 512)).image), Pyramid(face.image)], [double, own])
     assert square.dtype == np.uint8 and square.shape == (CROP_SIZE, CROP_SIZE, 3)
     assert np.mean(np.abs(square.astype(int) - plain) > 100) < 0.01
     centres = part_centres(coloured_face(middle=(133, 125)).labels())
