@@ -6,8 +6,9 @@ x_source = M @ (x, y, 1), with pixel centres at integers: pixel x covers
 x' = (x + 0.5) s - 0.5.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -106,6 +107,23 @@ def side_by_side(function: Callable[[Item], Result], items: Sequence[Item], thre
         return [function(item) for item in items]
     with ThreadPoolExecutor(threads or cores()) as pool:
         return list(pool.map(function, items))
+
+
+def begin_ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], depth: int
+) -> "Iterator[tuple[Item, Future[Result]]]":
+    """Yield items in order with the futures of `function` for them; up to `depth` are begun before their turn."""
+    begun: deque[tuple[Item, Future[Result]]] = deque()
+    try:
+        for item in items:
+            begun.append((item, pool.submit(function, item)))
+            if len(begun) > depth:
+                yield begun.popleft()
+        while begun:
+            yield begun.popleft()
+    finally:
+        for _, future in begun:
+            future.cancel()
 
 
 def resize(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -19,6 +19,7 @@ from icnn.data.face_box import Box
 from icnn.data.images import limited_pixels, read_image
 from icnn.data.overlay import label_image, overlay_image
 from icnn.data.pyramid import Pyramid
+from icnn.data.resample import begin_ahead
 from icnn.errors import InputError
 from icnn.model.weights import SHIPPED
 from icnn.parse.files import Input, list_inputs
@@ -161,7 +162,7 @@ class _Work:
         writing: deque[Future] = deque()
         with ThreadPoolExecutor(2, "photographs") as pool:
             try:
-                for item, future in self._ahead(inputs, batch, pool):
+                for item, future in begin_ahead(pool, self._read, inputs, batch):
                     signals.check()
                     try:
                         chunk.append(_Read(item, *future.result()))
@@ -180,20 +181,6 @@ class _Work:
                 for future in writing:
                     future.cancel()
         return bad
-
-    def _ahead(self, inputs: Iterable[Input], depth: int, pool: ThreadPoolExecutor) -> "Iterator[tuple[Input, Future]]":
-        """Yield inputs with futures of their photographs, reading up to `depth` ahead."""
-        reading: deque[tuple[Input, Future]] = deque()
-        try:
-            for item in inputs:
-                reading.append((item, pool.submit(self._read, item)))
-                if len(reading) > depth:
-                    yield reading.popleft()
-            while reading:
-                yield reading.popleft()
-        finally:
-            for _, future in reading:
-                future.cancel()
 
     def _read(self, item: Input) -> tuple[Pyramid, list[Box]]:
         photograph = Pyramid(read_image(item.source))  # whole: the overlay shows it

@@ -5,9 +5,8 @@ are resampled to the photograph's own size.
 """
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from icnn.data.face_box import CROP_SIZE, SHORTEST, TYPICAL_LENGTH, Box
 from icnn.data.images import as_photograph
 from icnn.data.pyramid import Pyramid
+from icnn.data.resample import begin_ahead
 from icnn.errors import InputError
 from icnn.model.face_maps import FaceMaps
 from icnn.model.finder import FACE_LENGTH
@@ -153,7 +153,7 @@ class FaceParser:
             When its turn comes, for a file that cannot be read or another mistake.
         """
         with ThreadPoolExecutor(2, "photographs") as pool:
-            for opening in _ahead(pool.submit(_open, source) for source in sources):
+            for _, opening in begin_ahead(pool, _open, sources, _AHEAD):
                 photograph = opening.result()
                 yield result_of(photograph.shape, self.predict([photograph], detect=detect)[0])
 
@@ -287,16 +287,6 @@ def _open(source: "str | os.PathLike | np.ndarray | Image.Image") -> Pyramid:
     if isinstance(source, str | os.PathLike):
         return Pyramid.open(Path(source))
     return Pyramid(as_photograph(source))
-
-
-def _ahead(futures: Iterator[Future]) -> Iterator[Future]:
-    """Yield futures in order, some of them ahead of their turn begun."""
-    begun: deque[Future] = deque()
-    for future in futures:
-        begun.append(future)
-        if len(begun) > _AHEAD:
-            yield begun.popleft()
-    yield from begun
 
 
 def _most_sure(faces: list[FacePrediction], shape: tuple[int, int] | None) -> list[FacePrediction]:
