@@ -62,8 +62,8 @@ def score(found: Sequence[list[Box]], cases: Sequence[Case]) -> tuple[float, flo
     faces = hits = boxes = empty = 0
     for own, case in zip(found, cases, strict=True):
         faces, boxes = faces + len(case.boxes), boxes + len(own)
-        hits += sum(any(overlap(box, face) >= FOUND for box in own) for face in case.boxes)
-        empty += sum(all(overlap(box, face) < NOTHING for face in case.boxes) for box in own)
+        hits += sum((overlap(face, own) >= FOUND).any() for face in case.boxes)
+        empty += sum((overlap(box, case.boxes) < NOTHING).all() for box in own)
     return hits / max(1, faces), empty / max(1, boxes), boxes / max(1, len(cases))
 
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for kind, seconds in zip((times, whole_times), np.diff(marks), strict=True):
                 kind.append(1e9 * seconds / case.image[..., 0].size)
         for least in SCORES:
-            boxes = [[Box(*face[:3]) for face in own if face.score >= least] for own in found]
+            boxes = [[one.box for one in own if one.score >= least] for own in found]
             rows.append(row(angle, f"finder, score {least}", score(boxes, cases), times))
         boxes = [[one.face.box for one in own] for own in parsed]
         rows.append(row(angle, "FaceParser, detect=True", score(boxes, cases), whole_times))

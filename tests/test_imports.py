@@ -53,7 +53,7 @@ ORDER = [
     "icnn.report.showcase",
     "icnn.train", "icnn.train.batches", "icnn.train.run_folder", "icnn.train.splits", "icnn.train.live",
     "icnn.train.events", "icnn.train.trainer", "icnn.train.scenes", "icnn.train.finder",
-    "icnn.parse", "icnn.parse.finder", "icnn.parse.search", "icnn.parse.results", "icnn.parse.parser",
+    "icnn.parse", "icnn.parse.search", "icnn.parse.finder", "icnn.parse.results", "icnn.parse.parser",
     "icnn.parse.files",
     "icnn.convert", "icnn.convert.contours", "icnn.convert.formats",
     "icnn.export", "icnn.export.writer",

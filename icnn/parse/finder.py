@@ -13,8 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from icnn.data.face_box import Box
 from icnn.model.finder import FACE_LENGTH, ROLLS, STRIDE, finder_graph, network_input
 from icnn.model.weights import SHIPPED, read_parameters
+from icnn.parse.search import Candidate, nms
 from minicnn import Plan
 
 #: Lowest score of a proposal. It is meant for candidates that both stages check afterwards.
@@ -25,28 +27,6 @@ _GAP = 8  # between the regions in a tile, pixels
 _BATCH = 8  # tiles in one pass
 _OCTAVE = 2  # levels in an octave of scale
 _SAME = 0.3  # IoU from which on two proposals are of one face
-
-
-class Proposal(NamedTuple):
-    """A face, probably.
-
-    Attributes
-    ----------
-    x, y : float
-        Middle of the face's box (`icnn.data.face_box.Box`) in photograph pixels; pixel centres are at integers.
-    length : float
-        Side of the box in photograph pixels.
-    roll : float
-        Degrees from -180 to 180: 0 for an upright face, growing counter-clockwise as seen.
-    score : float
-        Probability, 0 to 1.
-    """
-
-    x: float
-    y: float
-    length: float
-    roll: float
-    score: float
 
 
 class _Region(NamedTuple):
@@ -85,7 +65,7 @@ class Finder:
 
     def find(
         self, image: np.ndarray, smallest: float = 40, most: int = 200, step: float = 1.0, least: float = LEAST_SCORE
-    ) -> list[Proposal]:
+    ) -> list[Candidate]:
         """Find faces of any size from `smallest` on.
 
         Parameters
@@ -103,24 +83,21 @@ class Finder:
 
         Returns
         -------
-        list of Proposal
+        list of Candidate
             The best first; they do not overlap much.
         """
-        levels = list(_pyramid(image, smallest / step))
+        levels = [(level, (across / step, down / step)) for level, (across, down) in _pyramid(image, smallest / step)]
         regions = _pack([level.shape[:2] for level, _ in levels])
         found = []
         for first in range(0, regions[-1].tile + 1 if regions else 0, _BATCH):
             own = [region for region in regions if first <= region.tile < first + _BATCH]
             found += self._find_in(levels, own, first, least)
-        scaled = [
-            p._replace(x=(p.x + 0.5) * step - 0.5, y=(p.y + 0.5) * step - 0.5, length=p.length * step) for p in found
-        ]
-        return _merge(scaled)[:most]
+        return _merge(found)[:most]
 
     def _find_in(
         self, levels: "Sequence[_Level]", regions: Sequence[_Region], first: int, least: float
-    ) -> list[Proposal]:
-        """Run the network on the tiles from `first` on, which hold `regions`; return the peaks, in image pixels."""
+    ) -> list[Candidate]:
+        """Run the network on the tiles from `first` on, which hold `regions`; return the peaks."""
         tiles = np.zeros((regions[-1].tile - first + 1, 3, _TILE, _TILE), np.float32)
         owner = np.full((len(tiles), _TILE // STRIDE, _TILE // STRIDE), -1)
         for number, (level, top, left, height, width, tile, row, column) in enumerate(regions):
@@ -138,11 +115,11 @@ class Finder:
                 across, down = levels[region.level][1]
                 x = ((x + 0.5) * STRIDE + region.left - region.column) / across - 0.5
                 y = ((y + 0.5) * STRIDE + region.top - region.row) / down - 0.5
-                found.append(Proposal(x, y, FACE_LENGTH / math.sqrt(across * down), roll, score))
+                found.append(Candidate(Box(x, y, FACE_LENGTH / math.sqrt(across * down), roll), score))
         return found
 
 
-#: Pixels (H, W, 3) uint8, and their number per image pixel along x and y.
+#: Pixels (H, W, 3) uint8, and their number per pixel of the image, or of the photograph, along x and y.
 _Level = tuple[np.ndarray, tuple[float, float]]
 
 
@@ -237,30 +214,18 @@ def _peaks(logits: np.ndarray, least: float) -> Iterator[tuple[int, int, int, fl
         yield tile, i, j, float(x), float(y), float(roll), float(middle[tile, i, j])
 
 
-def _merge(proposals: Sequence[Proposal]) -> list[Proposal]:
-    """Replace the best proposal and those that overlap it by their mean, and so on, best first.
+def _merge(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Replace the best candidate and those that overlap it by their mean, and so on, best first.
 
-    The weights are the squared scores. A proposal inside a much larger one stays: either may be the face.
+    The weights are the squared scores. A candidate inside a much larger one stays: either may be the face.
     """
-    rest = np.array(sorted(proposals, key=lambda proposal: -proposal.score)).reshape(-1, 5)
+    ordered = sorted(candidates, key=lambda one: -one.score)
     merged = []
-    while len(rest):
-        same = _overlaps(rest[0], rest) >= _SAME
-        x, y, length, roll, score = rest[same].T
+    for group in nms([one.box for one in ordered], _SAME):
+        boxes, score = [ordered[i].box for i in group], np.array([ordered[i].score for i in group])
+        x, y, length, roll = np.array([(box.x, box.y, box.length, box.roll) for box in boxes]).T
         weights = score**2 / (score**2).sum()
         turned = np.angle(np.exp(1j * np.radians(roll)) @ weights, deg=True)
-        mean = x @ weights, y @ weights, np.exp(np.log(length) @ weights), turned, score[0]
-        merged.append(Proposal(*map(float, mean)))
-        rest = rest[~same]
+        mean = x @ weights, y @ weights, np.exp(np.log(length) @ weights), turned
+        merged.append(Candidate(Box(*map(float, mean)), float(score[0])))
     return merged
-
-
-def _overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Compute the IoU of a box (x, y, length, ...) with others, (n, 3 or more): (n,)."""
-    (x, y, length), (xs, ys, lengths) = one[:3], others[:, :3].T
-    across, down = (
-        np.minimum(a + length / 2, b + lengths / 2) - np.maximum(a - length / 2, b - lengths / 2)
-        for a, b in ((x, xs), (y, ys))
-    )
-    shared = np.maximum(across, 0) * np.maximum(down, 0)
-    return shared / (length**2 + lengths**2 - shared)

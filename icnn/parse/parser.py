@@ -196,7 +196,7 @@ class FaceParser:
         # Stage 1 may move a box off a face. The finder's own one is tried too, then: all, or the most prominent one.
         tried = slice(None) if detect else slice(1)
         return [
-            own + [one for one in rough[tried] if all(overlap(one.box, other.box) < _HIT for other in own)]
+            own + [one for one in rough[tried] if (overlap(one.box, [other.box for other in own]) < _HIT).all()]
             for own, rough in zip(refined, proposed, strict=True)
         ]
 
@@ -215,8 +215,7 @@ class FaceParser:
         longer, shorter = max(photograph.shape), min(photograph.shape)
         smallest = max(36, longer / 60) if detect else max(SHORTEST, 0.15 * shorter)
         step = 2 ** max(0, int(np.log2(smallest / FACE_LENGTH)))
-        found = self._finder.find(photograph.reduced(step), smallest, step=step)
-        candidates = [Candidate(Box(*place), score) for *place, score in found]
+        candidates = self._finder.find(photograph.reduced(step), smallest, step=step)
         if detect:
             return candidates
         candidates.sort(key=lambda one: -one.score * prominence(one.box, photograph.shape))
@@ -292,7 +291,7 @@ def _open(source: "str | os.PathLike | np.ndarray | Image.Image") -> Pyramid:
 def _most_sure(faces: list[FacePrediction], shape: tuple[int, int] | None) -> list[FacePrediction]:
     """Return the faces without duplicates, the surest first; with a photograph's `shape`, only the most prominent."""
     sure = sorted(faces, key=lambda face: -face.sureness)
-    kept = [sure[i] for i in nms([one.face.box for one in sure], _OVERLAPPING)]
+    kept = [sure[i] for i, *_ in nms([one.face.box for one in sure], _OVERLAPPING)]
     if shape is None or not kept:
         return kept
     return [max(kept, key=lambda one: one.sureness * prominence(one.face.box, shape) ** 0.5)]

@@ -113,17 +113,18 @@ def _robust_fit(usual: np.ndarray, centres: np.ndarray) -> tuple[Similarity, np.
     return fits[0], errors[0]
 
 
-def overlap(one: Box, other: Box) -> float:
-    """Compute the intersection over union (IoU) of two boxes."""
-    sides = [
-        max(0.0, min(a + one.length / 2, b + other.length / 2) - max(a - one.length / 2, b - other.length / 2))
-        for a, b in ((one.x, other.x), (one.y, other.y))
-    ]
-    shared = sides[0] * sides[1]
-    return shared / (one.length**2 + other.length**2 - shared)
+def overlap(one: Box, others: Sequence[Box]) -> np.ndarray:
+    """Compute the intersection over union (IoU) of a box with others, (n,)."""
+    x, y, length = np.reshape([(other.x, other.y, other.length) for other in others], (-1, 3)).T
+    across, down = (
+        np.minimum(a + one.length / 2, b + length / 2) - np.maximum(a - one.length / 2, b - length / 2)
+        for a, b in ((one.x, x), (one.y, y))
+    )
+    shared = np.maximum(across, 0) * np.maximum(down, 0)
+    return shared / (one.length**2 + length**2 - shared)
 
 
-def nms(boxes: Sequence[Box], threshold: float) -> list[int]:
+def nms(boxes: Sequence[Box], threshold: float) -> list[list[int]]:
     """Non-maximum suppression.
 
     Parameters
@@ -135,20 +136,21 @@ def nms(boxes: Sequence[Box], threshold: float) -> list[int]:
 
     Returns
     -------
-    list of int
-        Indices of the boxes that are kept, ascending.
+    list of list of int
+        For each box that is kept its index, and then those of the boxes that are dropped for it; best first.
     """
-    kept: list[int] = []
-    for index, box in enumerate(boxes):
-        if all(overlap(box, boxes[other]) < threshold for other in kept):
-            kept.append(index)
-    return kept
+    rest, groups = list(range(len(boxes))), []
+    while rest:
+        same = overlap(boxes[rest[0]], [boxes[i] for i in rest]) >= threshold
+        groups.append([i for i, one in zip(rest, same, strict=True) if one])
+        rest = [i for i, one in zip(rest, same, strict=True) if not one]
+    return groups
 
 
 def best(candidates: Sequence[Candidate], most: int, worse: float) -> list[Candidate]:
     """Return those of least misfit without duplicates: at most `most`, with at most `worse` more than the least."""
     order = sorted(candidates, key=lambda one: one.misfit)
-    kept = [order[i] for i in nms([candidate.box for candidate in order], DUPLICATE)]
+    kept = [order[i] for i, *_ in nms([candidate.box for candidate in order], DUPLICATE)]
     return [candidate for candidate in kept[:most] if candidate.misfit <= kept[0].misfit + worse]
 
 

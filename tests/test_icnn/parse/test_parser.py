@@ -295,9 +295,9 @@ def test_a_square_shows_the_face_as_large_as_in_training():
 
 def test_boxes_that_are_one_are_kept_once():
     boxes = [Box(50, 50, 100), Box(52, 50, 101), Box(150, 50, 100), Box(50, 50, 50)]
-    assert nms(boxes, DUPLICATE) == [0, 2, 3]
-    assert overlap(boxes[0], boxes[3]) == pytest.approx(0.25)
-    assert overlap(boxes[0], boxes[2]) == 0
+    assert nms(boxes, DUPLICATE) == [[0, 1], [2], [3]]
+    assert overlap(boxes[0], boxes[2:]) == pytest.approx([0, 0.25])
+    assert nms([], DUPLICATE) == [] and overlap(boxes[0], []).shape == (0,)
 
 
 def test_proposed_boxes_lie_in_the_photograph():
