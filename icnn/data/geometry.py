@@ -92,21 +92,28 @@ def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
 
 
 class Similarity(NamedTuple):
-    """Similarity transform (shift, rotation, scale) in complex numbers: z -> a (z - source) + target."""
+    """Similarity transforms (shift, rotation, scale) in complex numbers, z -> a (z - source) + target; one or several.
 
-    a: complex
+    Attributes
+    ----------
+    a : (...) complex
+    source, target : (..., 2) float64
+    """
+
+    a: np.ndarray
     source: np.ndarray
     target: np.ndarray
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Transform points (n, 2)."""
-        moved = self.a * ((points - self.source) @ (1, 1j))
-        return np.column_stack([moved.real, moved.imag]) + self.target
+        """Transform points (n, 2), by each of the transforms: (..., n, 2)."""
+        moved = self.a[..., None] * ((points - self.source[..., None, :]) @ (1, 1j))
+        return np.stack([moved.real, moved.imag], -1) + self.target[..., None, :]
 
 
 def fit_similarity(source: np.ndarray, target: np.ndarray) -> Similarity:
-    """Fit the least-squares similarity from points `source` to `target`, both (n, 2); a pure shift for one point."""
-    z = (source - source.mean(0)) @ (1, 1j)
-    w = (target - target.mean(0)) @ (1, 1j)
-    spread = np.vdot(z, z).real
-    return Similarity(np.vdot(z, w) / spread if spread > 0 else 1.0, source.mean(0), target.mean(0))
+    """Fit the least-squares similarities from points `source` to `target`, both (..., n, 2); pure shifts for n = 1."""
+    middles = source.mean(-2), target.mean(-2)
+    z, w = ((points - at[..., None, :]) @ (1, 1j) for points, at in zip((source, target), middles, strict=True))
+    spread = (z.conj() * z).sum(-1).real
+    a = np.where(spread > 0, (z.conj() * w).sum(-1) / np.where(spread > 0, spread, 1), 1)
+    return Similarity(a, *middles)

@@ -58,7 +58,7 @@ def complete_centres(centres: np.ndarray, layout: np.ndarray) -> np.ndarray:
     if found.any():
         moved = fit_similarity(layout[found], centres[found])
         if abs(moved.a) < 0.5 or abs(moved.a) > 2:  # implausible, for example two parts in one spot: shift only
-            moved = moved._replace(a=1.0)
+            moved = moved._replace(a=np.ones(()))
         guess = moved(layout)
     return np.where(found[:, None], centres, guess)
 

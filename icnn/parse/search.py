@@ -103,14 +103,19 @@ def _robust_fit(usual: np.ndarray, centres: np.ndarray) -> tuple[Similarity, np.
     distances : (n,) float64
         Of the found centres from the fitted ones, pixels; those of all, also of the one left out.
     """
-    every = np.arange(len(usual))
-    fits = [fit_similarity(usual[kept], centres[kept]) for kept in (every, *(every[every != k] for k in every))]
-    errors = [np.linalg.norm(fit(usual) - centres, axis=1) for fit in fits]
-    spread = [np.sqrt(np.mean(np.delete(error, k) ** 2)) for k, error in enumerate(errors[1:])]
-    out = int(np.argmin(spread))
-    if len(usual) > _PARTS_NEEDED and spread[out] < _CONTRADICTED * np.sqrt(np.mean(errors[0] ** 2)):
-        return fits[1 + out], errors[1 + out]
-    return fits[0], errors[0]
+    face = fit_similarity(usual, centres)
+    distances = np.linalg.norm(face(usual) - centres, axis=1)
+    if len(usual) == _PARTS_NEEDED:
+        return face, distances
+    alone = np.eye(len(usual), dtype=np.bool_)
+    others = np.nonzero(~alone)[1].reshape(len(usual), -1)  # row k: all indices but k
+    faces = fit_similarity(usual[others], centres[others])
+    errors = np.linalg.norm(faces(usual) - centres, axis=2)
+    spread = (errors**2).mean(1, where=~alone)
+    out = int(spread.argmin())
+    if spread[out] < _CONTRADICTED**2 * (distances**2).mean():
+        return Similarity(*(of_all[out] for of_all in faces)), errors[out]
+    return face, distances
 
 
 def overlap(one: Box, others: Sequence[Box]) -> np.ndarray:

@@ -635,6 +635,15 @@ def test_a_similarity_is_found_again_and_its_scale_is_the_faces():
         assert face_scale(centres, usual) == pytest.approx(scale)
 
 
+def test_several_similarities_are_fitted_as_one_by_one():
+    sources, targets = np.random.default_rng(11).normal(0, 40, (2, 3, 5, 2))
+    sources[2] = 7  # points in one spot: a pure shift
+    fits, points = fit_similarity(sources, targets), targets[0]
+    for k, together in enumerate(fits(points)):
+        np.testing.assert_allclose(together, fit_similarity(sources[k], targets[k])(points), atol=1e-9)
+    np.testing.assert_allclose(fits(points)[2], points - 7 + targets[2].mean(0))
+
+
 def test_a_face_and_its_mirror_image_are_equally_large():
     rng = np.random.default_rng(10)
     usual = DEFAULT_LAYOUT * 256 + rng.normal(0, 4, (6, 2))  # of faces that look to one side
