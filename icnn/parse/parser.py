@@ -228,21 +228,24 @@ class FaceParser:
         rounds: Sequence[tuple[int, float]],
     ) -> list[list[Candidate]]:
         """Move boxes onto the faces in them, with stage 1; keep the best of each photograph (`_ALL`, `_FEW`)."""
-        size = NETWORKS["stage1"].size
         refined = [list(own) for own in candidates]
         for most, worse in rounds:
-            places = _places(refined)
-            if not places:
-                break
-            located = self._pipeline.locate(self._crops(photographs, places, size))
-            centres = (located.centres + 0.5) * (CROP_SIZE / size) - 0.5
-            found: list[list[Candidate]] = [[] for _ in candidates]
-            for (n, candidate), own, parts in zip(places, centres, located.found, strict=True):
-                moved = refine(candidate, own, parts)
+            places = _places([[one for one in own if not one.settled] for own in refined])
+            found = [[one for one in own if one.settled] for own in refined]
+            for (n, _), moved in zip(places, self._moved(photographs, places), strict=True):
                 if moved is not None and SHORTEST < moved.box.length < 4 * max(photographs[n].shape):
                     found[n].append(moved)
             refined = [best(own, most, worse) for own in found]
         return refined
+
+    def _moved(self, photographs: Sequence[Pyramid], places: "list[_Place]") -> list[Candidate | None]:
+        """Move each box onto the face that stage 1 sees in it; None where it sees none."""
+        if not places:
+            return []
+        size = NETWORKS["stage1"].size
+        located = self._pipeline.locate(self._crops(photographs, places, size))
+        centres = (located.centres + 0.5) * (CROP_SIZE / size) - 0.5
+        return [refine(one, *seen) for (_, one), *seen in zip(places, centres, located.found, strict=True)]
 
     def _crops(self, photographs: Sequence[Pyramid], places: "list[_Place]", size: int = CROP_SIZE) -> list[np.ndarray]:
         return self._pipeline.crop([photographs[n] for n, _ in places], [one.box for _, one in places], size)

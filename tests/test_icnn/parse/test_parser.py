@@ -13,6 +13,7 @@ from icnn.data.pyramid import Pyramid
 from icnn.errors import InputError
 from icnn.evaluate.metrics import confusion, f_measures
 from icnn.model.centres import part_centres
+from icnn.model.pipeline import Located
 from icnn.parse.parser import FaceParser, box_of
 from icnn.parse.search import (
     DUPLICATE,
@@ -291,6 +292,20 @@ def test_a_square_shows_the_face_as_large_as_in_training():
     centres = part_centres(coloured_face(middle=(133, 125)).labels())
     inside = (centres - (own.x, own.y)) * (TYPICAL_LENGTH / own.length) + MIDDLE
     assert np.abs(inside - USUAL).max() < 16, "the stub's face is about a face"
+
+
+@pytest.mark.parametrize(("aside", "rounds"), [(0, 1), (0.1, 1), (1, 3)])
+def test_a_box_that_lies_on_its_face_is_not_refined_again(parser, aside, rounds):
+    """Stage 1 sees the face where it should be in every crop of 64 pixels, or that much aside."""
+    counts, centres = [], (USUAL + 0.5) / 4 - 0.5 + (aside, 0)
+
+    def locate(crops):
+        counts.append(len(crops))
+        return Located(centres[None], np.ones((1, 6), bool), np.zeros((1, 64, 64), np.uint8))
+
+    parser._pipeline.locate = locate
+    (found,) = parser._refine([Pyramid(coloured_face().image)], [[Candidate(true_box())]], ((9, np.inf),) * 3)
+    assert len(found) == 1 and counts == [1] * rounds
 
 
 def test_boxes_that_are_one_are_kept_once():
