@@ -277,8 +277,8 @@ BUGS = [
     Bug(
         "the last patch wins an overlap",
         "icnn/model/patches.py",
-        "        most = np.where(",
-        "        joint[1:, *there] *= p[1:].max(0) <= p[0]\n        most = np.where(",
+        "joint[part][there] = np.minimum(values, most)",
+        "joint[1:, *there], joint[part][there] = 0, np.minimum(values, most)",
         "test_geometry.py::test_the_highest_probability_wins_an_overlap",
     ),
     Bug(

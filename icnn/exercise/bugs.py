@@ -160,13 +160,13 @@ def _counts() -> Iterator[str]:
 def _overlap() -> Iterator[str]:
     import numpy as np
 
-    from icnn.model.patches import paste_patches
+    from icnn.model.patches import joint_probabilities, most_probable
     from icnn.stages import PATCHES
 
     sure, unsure = (np.stack([np.full((64, 64), 1 - p), np.full((64, 64), p)]) for p in (0.9, 0.6))
-    labels = paste_patches((64, 64), (PATCHES[0], PATCHES[4]), ((0, 0), (0, 0)), (sure, unsure))
+    joint = joint_probabilities((64, 64), (PATCHES[0], PATCHES[4]), ((0, 0), (0, 0)), (sure, unsure))
     what = "an eyebrow patch (id 1) with p = 0.9 and a nose patch (id 5) with p = 0.6 on the same pixels; the label:"
-    return _compared(what, 1, int(labels[0, 0]))
+    return _compared(what, 1, int(most_probable(joint)[0, 0]))
 
 
 _REFERENCE, _PATCHES = "minicnn/kernels/reference.py", "icnn/model/patches.py"
@@ -224,8 +224,8 @@ ROUNDS = {
     "overlap": Round(
         "the last patch wins an overlap",
         _PATCHES,
-        "(label > 0) & (probability > best[there])",
-        "label > 0",
+        "joint[part][there] = np.minimum(values, most)",
+        "joint[1:, *there], joint[part][there] = 0, np.minimum(values, most)",
         _overlap,
     ),
     "pool": Round(
