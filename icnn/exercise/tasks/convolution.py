@@ -84,7 +84,7 @@ EXERCISES = (
         ("dx", "dw", "db"),
         _backward_inputs,
         {
-            "you did not turn the kernel: dx reads dy at i - u + r, dw reads x at i + u - r": _turned,
+            "the kernel is turned the wrong way: dx reads dy at i - u + r, dw reads x at i + u - r": _turned,
             "you took the mean over the pixels: the gradient of a sum is a sum": (
                 lambda dy, x, w: (None, *(d / dy[0].size for d in conv_backward(dy, x, w)[1:]))
             ),
