@@ -1,4 +1,4 @@
-"""The interlinked network of Zhou, Hu and Zhang (2015) in one file, on NumPy alone: forward, backward, loss, SGD.
+"""The interlinked network of Zhou, Hu and Zhang (2015) in one file, in NumPy: forward, backward, loss, SGD.
 
 Run it to train the eye network on drawn faces, in a few minutes; `icnn/weights/eye.safetensors` is another start.
 """
@@ -53,7 +53,7 @@ class Maps:
         ends = np.cumsum([len(x.y) for x in maps])[:-1]
         return Maps(np.concatenate([x.y for x in maps]), maps, lambda dy: np.split(dy, ends))
 
-    def loss(self, labels):  # Sec. 2.4: mean over the pixels of -log p[label], where p = softmax(y)
+    def loss(self, labels):  # Sec. 2.5: mean over the pixels of -log p[label], where p = softmax(y)
         e, onehot = np.exp(self.y - self.y.max(0)), labels == np.arange(len(self.y))[:, None, None]
         p = e / e.sum(0)
         return Maps(-np.log(p[onehot]).mean(), (self,), lambda dy: (dy * (p - onehot) / labels.size,))

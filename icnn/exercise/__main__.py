@@ -121,6 +121,8 @@ def _show_bug(folder: Folder, number: int) -> int:
 
 def _answer(folder: Folder, number: int, line: int) -> int:
     bug = list(ROUNDS.values())[number - 1]
+    if line > (count := len(bug.planted().splitlines())):
+        raise InputError(f"expected --line from 1 to {count}, the lines of {bug.file}; got {line}")
     if line not in bug.lines():
         print(f"line {line} is as it should be")
         return _NOT_PASSED

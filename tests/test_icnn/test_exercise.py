@@ -246,3 +246,7 @@ def test_a_learner_finds_a_bug(tmp_path):
     assert code == 0 and "the sign of beta0" in out
     assert json.loads((tmp_path / "progress.json").read_text()) == ["bug background"]
     assert "3 done" in call("exercise", "--dir", tmp_path)[1]
+
+
+def test_a_line_that_the_file_does_not_have_is_refused(tmp_path):
+    refused("exercise", "--dir", tmp_path / "mine", "bug", 1, "--line", 9999, words=["expected --line from 1", "9999"])

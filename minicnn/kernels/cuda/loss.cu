@@ -1,4 +1,4 @@
-// Softmax cross-entropy over the labels of every pixel (Sec. 2.4) and the update (Sec. 2.5).
+// Softmax cross-entropy over the labels of every pixel (Sec. 2.4 and 2.5) and the update (Sec. 2.5).
 
 constexpr int SUMMERS = 256;  // threads of a block that sums
 
