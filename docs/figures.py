@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 from icnn.config import Augment, Train
 from icnn.data.overlay import overlay
 from icnn.model.network import icnn_graph
-from icnn.model.patches import cut_patch, patch_origin
+from icnn.model.patches import cut_patch, most_probable, patch_origin
 from icnn.model.pipeline import load_pipeline
 from icnn.model.weights import SHIPPED
 from icnn.stages import NETWORKS, PATCHES
@@ -171,7 +171,8 @@ def stages(_quick: bool) -> Image.Image:
         labels = pipeline.labels_of_patch(patch, patches.logits[number])[0]
         tile = Image.fromarray(overlay(np.ascontiguousarray(values), labels, 0.7))
         tiles.paste(tile, (8 + number % 3 * 84, 32 + number // 3 * 100))
-    whole = Image.fromarray(overlay(face.image, pipeline.paste([face.image.shape[:2]], patches)[0], 0.7))
+    joint = pipeline.joint_probabilities(face.image.shape[:2], patches)[0]
+    whole = Image.fromarray(overlay(face.image, most_probable(joint), 0.7))
     sheet = Image.new("RGB", (4 * 256 + 24, 256), "white")
     for place, one in enumerate((small.resize((256, 256), Image.Resampling.NEAREST), marked, tiles, whole)):
         sheet.paste(one, (place * 264, 0))
