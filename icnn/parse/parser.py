@@ -4,6 +4,7 @@ Faces are proposed or given as boxes, cropped at the scale of the training data,
 are resampled to the photograph's own size.
 """
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +92,8 @@ class FaceParser:
             Where faces are, eyebrows to chin and ear to ear, pixels: each is parsed, whatever is seen there. Without,
             the photograph's most prominent face is looked for: a large one, near the middle.
         detect : bool
-            Look for all faces instead, at any angle, from 36 pixels and a sixtieth of the longer side on.
+            Look for all faces instead, at any angle, from 36 pixels and a sixtieth of the longer side on; in a
+            panorama from a 52nd of the root of its area on.
 
         Raises
         ------
@@ -213,7 +215,9 @@ class FaceParser:
         if self._finder is None:
             self._finder = Finder(self._pipeline.threads, self._backend)
         longer, shorter = max(photograph.shape), min(photograph.shape)
-        smallest = max(36, longer / 60) if detect else max(SHORTEST, 0.15 * shorter)
+        smallest = (
+            max(36, min(longer / 60, math.sqrt(longer * shorter) / 52)) if detect else max(SHORTEST, 0.15 * shorter)
+        )
         step = 2 ** max(0, int(np.log2(smallest / FACE_LENGTH)))
         candidates = self._finder.find(photograph.reduced(step), smallest, step=step)
         if detect:
