@@ -82,13 +82,16 @@ class _Pool:
 
     def run(self, code: loading.Ordered, arguments: int, tasks: int, most: int) -> None:
         """Run all tasks on `most` threads; the caller holds `busy`."""
-        loop, place = prepare(), self._packed.ctypes.data
         for thread in range(self._count, most):
-            threading.Thread(target=loop.call, args=(place, 0, 0, thread), daemon=True).start()
-            self._count += 1
+            self._count += 1  # first: Ctrl-C may interrupt `start`, and two threads of one number share workspace
+            threading.Thread(target=self._join, args=(thread,), daemon=True).start()
         self._numbers[NEW : NEW + FIELDS] = code.address, arguments, tasks, min(tasks, _PORTIONS * most), most
-        loop.call(place, 0, 0, 0)
+        self._join(0)
         loading.check(self._numbers[STATUS].item(), code.name)
+
+    def _join(self, thread: int) -> None:
+        """Run the loop: one job as thread 0, or every job; this call keeps the numbers until the process ends."""
+        prepare().call(self._packed.ctypes.data, 0, 0, thread)
 
 
 def share(code: loading.Ordered, arguments: int, tasks: int, most: int) -> None:
@@ -102,13 +105,14 @@ def share(code: loading.Ordered, arguments: int, tasks: int, most: int) -> None:
     tasks, most : int
         Number of tasks, and of threads.
     """
-    if not _pool.busy.acquire(blocking=False):
+    pool = _pool  # a signal handler may fork inside, and the child has another
+    if not pool.busy.acquire(blocking=False):
         code.call(arguments, 0, tasks, 0)
         return
     try:
-        _pool.run(code, arguments, tasks, most)
+        pool.run(code, arguments, tasks, most)
     finally:
-        _pool.busy.release()
+        pool.busy.release()
 
 
 _pool = _Pool()

@@ -4,6 +4,7 @@ import platform
 
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from minicnn.kernels.cpu import threads as pool
@@ -94,7 +95,8 @@ def _invoke(typing_context, address, arguments, first, end, thread):
     def generate(context, builder, signature, values):
         pointer = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.IntType(32), [pointer.as_pointer()] * 2 + [pointer, _WORD, _WORD, _WORD])
-        ignored = [builder.alloca(pointer) for _ in range(2)]  # result and error
+        # Result and error; `builder.alloca` inside a loop would take more of the stack in each round
+        ignored = [cgutils.alloca_once(builder, pointer) for _ in range(2)]
         function = builder.inttoptr(values[0], kind.as_pointer())
         status = builder.call(function, [*ignored, builder.inttoptr(values[1], pointer), *values[2:]])
         return builder.sext(status, _WORD)
