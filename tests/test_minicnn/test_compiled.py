@@ -495,6 +495,39 @@ def test_a_forked_process_has_threads_of_its_own():
     assert done.stdout == "True True 0\n", done.stderr
 
 
+_FORK_MEANWHILE = """
+import os, signal, threading, time
+import numpy as np
+from minicnn.kernels import get_backend
+from minicnn.kernels.cpu import loading
+kernels = get_backend("numba")
+x = np.ones((64, 4, 8, 8), np.float32)
+y = np.zeros_like(x)
+run = kernels.bind("tanh_forward", y, x)
+if sys.argv[1] == "load":
+    load, begins = loading._load, threading.Event()
+    loading._load = lambda machine: (begins.set(), time.sleep(0.5), load(machine))[2]
+    threading.Thread(target=run).start()
+    begins.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(120)
+    y[:] = 0
+    run()
+    os._exit(0 if abs(y - np.tanh(1)).max() < 1e-6 else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("meanwhile", ["compile", "load"])
+def test_a_process_forked_meanwhile_gets_its_kernels(tmp_path, meanwhile):
+    """A call prepared before the fork, whose kernel the parent still compiles, or a thread of it loads."""
+    program = _FORK_MEANWHILE.replace("sys.argv[1]", repr(meanwhile))
+    done = run_python(program, NUMBA_CACHE_DIR=str(tmp_path))
+    assert done.stdout == "0\n", done.stderr
+
+
 def test_threads_that_call_at_once_each_get_their_result(rng):
     """Four callers at once; one of them has the pool's threads."""
     x = rng.standard_normal((4, 32, 4, 16, 16)).astype(np.float32)

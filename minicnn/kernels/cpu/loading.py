@@ -26,20 +26,28 @@ _IGNORED = ctypes.addressof(_memory := ctypes.create_string_buffer(64))
 class Ordered:
     """Compiled code that may still be on its way."""
 
-    def __init__(self, name: str, machine: "Machine | Future[Machine]"):
-        self.name = name
-        self._machine = machine
-        self._loading = threading.Lock()
+    def __init__(self, code: Code):
+        self.name = code.source.partition(":")[2]
+        self._code = code
+        self._machine: Machine | Future[Machine] | None = None
         self._function = None
         self._address = 0
+
+    def begin(self) -> "Machine | Future[Machine]":
+        """Read the code from disk, or let it be compiled, at the first call."""
+        with _lock:
+            if self._machine is None:
+                self._machine = read(self._code) or compiled(self._code)
+            return self._machine
 
     @property
     def address(self) -> int:
         """Address of the function; waits until it is compiled."""
         if self._function is None:
-            with self._loading:
+            machine = self.begin()
+            machine = machine if isinstance(machine, Machine) else machine.result()
+            with _lock:
                 if self._function is None:
-                    machine = self._machine if isinstance(self._machine, Machine) else self._machine.result()
                     self._address = _load(machine)
                     self._function = _Function(self._address)
         return self._address
@@ -56,9 +64,10 @@ class Ordered:
         assert address and self._function
         check(self._function(_IGNORED, _IGNORED, arguments, first, end, thread), self.name)
 
-    def is_here(self) -> bool:
-        """Return True if the code is compiled."""
-        return isinstance(self._machine, Machine) or self._machine.done()
+    def forget(self) -> None:
+        """Begin anew if the code is not loaded: what is on its way does not reach a forked process."""
+        if self._function is None:
+            self._machine = None
 
 
 def check(status: int, name: str) -> None:
@@ -69,14 +78,15 @@ def check(status: int, name: str) -> None:
 
 def order(code: Code) -> Ordered:
     """Return the code of a kernel: loaded before, read from disk, or being compiled from now on."""
-    with _ordering:
-        if code not in _ordered:
-            _ordered[code] = Ordered(code.source.partition(":")[2], read(code) or compiled(code))
-        return _ordered[code]
+    ordered = _ordered.setdefault(code, Ordered(code))
+    ordered.begin()
+    return ordered
 
 
-_ordering = threading.Lock()
 _ordered: dict[Code, Ordered] = {}
+#: Held while code is read, ordered or loaded, and while the process forks: a child would wait forever for a lock, ours
+#: or LLVM's, of a thread that it lacks.
+_lock = threading.RLock()
 
 
 def _load(machine: Machine) -> int:
@@ -95,12 +105,11 @@ def _load(machine: Machine) -> int:
 
 
 def _forget_threads() -> None:
-    """After a fork the child has none of the threads that compile, and maybe a lock that nobody opens."""
-    global _ordering
-    _ordering = threading.Lock()
-    for code in [code for code, ordered in _ordered.items() if not ordered.is_here()]:
-        del _ordered[code]
+    """After a fork the child has none of the threads that compile."""
+    for ordered in _ordered.values():
+        ordered.forget()
+    _lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_forget_threads)
