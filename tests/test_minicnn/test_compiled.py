@@ -459,6 +459,36 @@ def test_without_another_process_kernels_are_compiled_in_this_one(tmp_path):
     assert float(done.stdout.splitlines()[0]) == pytest.approx(np.tanh(1))
 
 
+def test_an_interpreter_that_prints_does_not_mix_up_kernels(tmp_path):
+    """What `sitecustomize` prints comes before the first answer, so that each would count for the next kernel."""
+    (tmp_path / "filling.py").write_text(_FILLING)
+    (tmp_path / "sitecustomize.py").write_text('print("a note")')
+    program = _FILL.replace("sys.argv[1]", repr(str(tmp_path))).replace("map(int, sys.argv[2:])", "(1, 2, 3)")
+    both = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": both},
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.stdout == "a note\n1.0 1.0 1.0\n2.0 2.0 2.0\n3.0 3.0 3.0\n", done.stderr
+
+
+def test_modules_of_the_current_folder_do_not_reach_the_compiler(tmp_path):
+    """A program that does not import from the current folder starts processes that do not, either."""
+    for name in ("json", "base64"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current folder')")
+    program = "import os\nos.chdir(sys.argv[1])\n" + _TANH + '\nprint("numba" in sys.modules)'
+    program = "import sys\nsys.path.remove('')\n" + program.replace("sys.argv[1]", repr(str(tmp_path)))
+    done = run_python(program, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.stdout.splitlines()[1:] == ["False"], done.stderr
+
+
+def test_settings_of_numba_count_as_sources_do(tmp_path):
+    """Code that Numba did not optimise must not stay when the setting is gone."""
+    for environment in ({"NUMBA_OPT": "0"}, {}):
+        done = run_python(_TANH, NUMBA_CACHE_DIR=str(tmp_path), **environment)
+        assert "compiled 1 kernels" in done.stderr
+
+
 def test_kernels_on_disk_need_no_compiler(tmp_path):
     """Numba and what it imports take a second, which whoever parses one photograph would wait for."""
     program = _TANH + '\nimport sys\nprint("numba" in sys.modules, "scipy" in sys.modules)'

@@ -22,10 +22,8 @@ from minicnn.kernels.host import cores
 logger = logging.getLogger("minicnn.kernels")
 
 _IDLE = 2.0  # seconds after which a process without work ends
-_SERVE = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
-    "from minicnn.kernels.cpu.compiled.compiler import serve; serve()"
-)
+#: Imports nothing from the current folder, where Python starts to look: `sys` is a part of the interpreter.
+_SERVE = "import sys; sys.path[:] = sys.argv[1:]; from minicnn.kernels.cpu.compiled.compiler import serve; serve()"
 
 
 class _Processes:
@@ -40,11 +38,11 @@ class _Processes:
     def submit(self, code: Code) -> "Future[Machine]":
         machine: Future[Machine] = Future()
         with self._changed:
+            if self._idle <= len(self._waiting) and self._threads < cores():
+                threading.Thread(target=self._work, daemon=True).start()  # may fail, and then nothing has changed
+                self._threads += 1
             self._waiting.append((code, machine))
             self._changed.notify()
-            if self._idle < len(self._waiting) and self._threads < cores():
-                self._threads += 1
-                threading.Thread(target=self._work, daemon=True).start()
         return machine
 
     def _next(self) -> "tuple[Code, Future[Machine]] | None":
@@ -65,22 +63,28 @@ class _Processes:
             name = f"{code.source.partition(':')[2]} for {code.kinds[0].partition('[')[0]}"
             start = time.perf_counter()
             try:
-                result = _answer(process, code) or _compile_here(code)
+                result = _answer(process, code)
+                if result is None:
+                    _end(process)  # or else it might answer late, when asked for another kernel
+                    process = None
+                    result = _compile_here(code)
                 keep(code, result)
             except BaseException as error:  # whoever waits must get it
                 machine.set_exception(error)
                 continue
             logger.info("compiled %s in %.1f s", name, time.perf_counter() - start)
             machine.set_result(result)
-        if process:
-            process.communicate()  # closes its input, at which it ends
+        _end(process)
 
 
 def _start() -> subprocess.Popen | None:
     """Start a process that compiles; None if that is impossible."""
-    with suppress(OSError, TypeError):  # TypeError: an interpreter inside another program has no executable
+    if getattr(sys, "frozen", False):  # the executable is the whole program, which would start again
+        return None
+    with suppress(OSError, TypeError, ValueError):  # TypeError: an interpreter inside a program has no executable
         return subprocess.Popen(
-            [sys.executable, "-c", _SERVE, json.dumps(sys.path)], text=True,
+            [sys.executable, "-c", _SERVE, *sys.path], text=True,
+            env=os.environ | {"NUMBA_DISABLE_INTEL_SVML": "1"},  # a library that only Numba loads
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
     return None
@@ -95,6 +99,13 @@ def _answer(process: subprocess.Popen | None, code: Code) -> Machine | None:
         symbol, data = json.loads(process.stdout.readline())
         return Machine(symbol, base64.b64decode(data))
     return None
+
+
+def _end(process: subprocess.Popen | None) -> None:
+    """End a process."""
+    if process:
+        process.kill()
+        process.communicate()
 
 
 def _compile_here(code: Code) -> Machine:

@@ -19,6 +19,8 @@ from minicnn.kernels.cpu.vectors import CPU_FEATURES
 
 logger = logging.getLogger("minicnn.kernels")
 
+_FOLDER = "NUMBA_CACHE_DIR"  # Numba's other settings may change the code
+
 
 class Code(NamedTuple):
     """What to compile.
@@ -53,6 +55,7 @@ def _fingerprint() -> bytes:
     """Return a hash of all that determines the machine code of any kernel: these sources, compiler and machine."""
     sources = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
     known = [llvm.llvm_version_info, importlib.metadata.version("numba"), platform.platform(), CPU_FEATURES]
+    known += sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_") and item[0] != _FOLDER)
     return hashlib.sha256(sources + repr((known, llvm.get_host_cpu_name())).encode()).digest()
 
 
@@ -70,7 +73,7 @@ def _file_name(code: Code) -> str:
 
 def _folders() -> Iterator[Path]:
     """Yield the folders for machine code, best first: NUMBA_CACHE_DIR, beside these sources, in the user's cache."""
-    if given := os.environ.get("NUMBA_CACHE_DIR"):
+    if given := os.environ.get(_FOLDER):
         yield Path(given)
         return
     yield Path(__file__).parent / "__pycache__"
