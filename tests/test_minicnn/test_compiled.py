@@ -131,7 +131,8 @@ def test_interlinking_of_any_shape(n, c, rows, columns, has_pooled, has_up, in_p
 
 
 @pytest.mark.parametrize(
-    "wrong", [np.zeros(4, np.float64), np.zeros((2, 2), np.float32), np.zeros(8, np.float32)[::2], [0.0] * 4]
+    "wrong",
+    [np.zeros(4), np.zeros((2, 2), np.float32), np.zeros(8, np.float32)[::2], [0.0] * 4, np.zeros(4, ">f4")],
 )
 def test_a_kernel_takes_no_array_of_another_kind(wrong):
     """Compiled code gets addresses, and would read and write anywhere."""

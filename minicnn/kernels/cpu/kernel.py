@@ -125,12 +125,12 @@ class Kernel:
     def _kinds(self, arguments: Sequence) -> tuple[str, ...]:
         """Return the kind of each argument; the float type is that of the first float array."""
         arrays = (argument for argument in arguments if isinstance(argument, np.ndarray))
-        real = next((_NAMES[array.dtype] for array in arrays if array.dtype.char in "fd"), "float32")
+        real = next((_NAMES.get(array.dtype, "float32") for array in arrays if array.dtype.char in "fd"), "float32")
         kinds = []
         for word, argument in zip(self._words, arguments, strict=True):
             kind = _KINDS[word].format(real)
             if kind.startswith("any"):
-                kind = f"{_NAMES[argument.dtype]}[{kind[4]}{'C' if argument.flags.c_contiguous else 'A'}]"
+                kind = f"{_NAMES.get(argument.dtype, 'uint8')}[{kind[4]}{'C' if argument.flags.c_contiguous else 'A'}]"
             kinds.append(kind)
         return tuple(kinds)
 
@@ -139,10 +139,8 @@ def _numbers(argument, kind: str) -> list[int]:
     """Return an argument as integers: address, shape and strides of an array, the bits of a float."""
     dtype, _, form = kind.partition("[")
     if form:
-        right = isinstance(argument, np.ndarray) and (_NAMES.get(argument.dtype), argument.ndim) == (
-            dtype,
-            int(form[0]),
-        )
+        is_array = isinstance(argument, np.ndarray)
+        right = is_array and (_NAMES.get(argument.dtype), argument.ndim) == (dtype, int(form[0]))
         if not (right and (form[1] == "A" or argument.flags.c_contiguous)):
             got = f"{getattr(argument, 'dtype', type(argument))} of shape {getattr(argument, 'shape', None)}"
             raise TypeError(f"expected a {form[0]}-d array of {dtype}{', contiguous' * (form[1] == 'C')}; got {got}")
