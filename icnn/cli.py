@@ -133,7 +133,7 @@ def natural(text: str) -> int:
 class Signals:
     """Context manager that records Ctrl-C and SIGTERM, so that work stops at a point from which it can be resumed.
 
-    A second signal raises StopError immediately.
+    A second signal raises StopError immediately, and so does one while kernels are compiled, which may take long.
     """
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if self.number or any(one.pending for one in _announced):
             raise StopError(number)
         self.number = number
 
@@ -228,12 +228,15 @@ def run(main: Callable[[list[str] | None], int], name: str, argv: list[str] | No
 
 
 class _Compilations(logging.Handler):
-    """Log handler that prints warnings, announces compilation once when it begins, and counts the kernels."""
+    """Log handler that prints warnings, announces compilation once when it begins, and counts the kernels.
+
+    `pending` of them are being compiled, `count` are done.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.started = 0.0
-        self.count = 0
+        self.pending = self.count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
@@ -242,7 +245,13 @@ class _Compilations(logging.Handler):
         if not self.started:
             self.started = time.perf_counter()
             print("compiling kernels, only at their first use", file=sys.stderr, flush=True)
-        self.count += record.getMessage().startswith("compiled")
+        done = record.getMessage().startswith("compiled")
+        self.count += done
+        self.pending += -1 if done else 1
+
+
+#: Those that listen.
+_announced: list[_Compilations] = []
 
 
 @contextmanager
@@ -252,9 +261,11 @@ def compilation_announced() -> Iterator[None]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    _announced.append(handler)
     try:
         yield
     finally:
+        _announced.remove(handler)
         logger.removeHandler(handler)
         logger.setLevel(level)
         if handler.count:

@@ -184,6 +184,20 @@ BUGS = [
         "test_compiled.py::test_compiled_kernels_of_other_sources_are_not_used",
     ),
     Bug(
+        "damaged machine code is run",
+        "minicnn/kernels/cpu/store.py",
+        "if check_sum == _check_sum(content):",
+        "if check_sum:",
+        "test_compiled.py::test_damaged_code_is_compiled_again",
+    ),
+    Bug(
+        "a signal waits for kernels to compile",
+        "icnn/cli.py",
+        "if self.number or any(one.pending for one in _announced):",
+        "if self.number:",
+        "test_commands.py::test_a_signal_does_not_wait_for_kernels_to_compile",
+    ),
+    Bug(
         "tanh gradient without the square",
         REFERENCE,
         "np.multiply(y, y, out=product)",

@@ -150,6 +150,22 @@ def test_a_signal_saves_and_stops_and_resume_reaches_the_same_weights(tmp_path, 
     assert (whole / "evaluation.json").read_text() == (broken / "evaluation.json").read_text()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_wait_for_kernels_to_compile(tmp_path, number):
+    """With one photograph there is no other point at which the command would stop: it would end as if nothing was."""
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "one.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "icnn.parse", tmp_path / "one.png", "--out", tmp_path / "out", "--backend", "numba"],
+        cwd=ROOT, env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr and process.stderr.readline() == "compiling kernels, only at their first use\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number
+    assert err.splitlines()[-1] == f"icnn.parse: stopped by {signal.Signals(number).name}"
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_a_loss_that_becomes_nan_exits_with_3_and_keeps_the_state(tmp_path):
     with np.errstate(all="ignore"):
         code, _, err = call(

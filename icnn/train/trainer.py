@@ -74,10 +74,7 @@ def train_network(
     if state is not None:
         trainer.restore(*state)
     batches = Batches(name, samples, train, augment, config.seed)
-    layout = side = None
-    if name == "stage1":
-        layout = _layout(faces, train.centre)
-        side = float(np.mean([max(face.pixels.shape[:2]) for face in faces]))
+    layout, side = _usual_face(faces, train.centre) if name == "stage1" else (None, None)
     with listening(run, config, name, trainer.step_count) as listen, closing(trainer.train(batches, signals)) as events:
         with compilation_announced():  # the first step needs every kernel
             for event in islice(events, 1):
@@ -88,12 +85,15 @@ def train_network(
     return trainer.finish()  # after the weights: if killed in between, a resumed run writes them again
 
 
-def _layout(faces: Sequence[Face], rule: str) -> np.ndarray:
-    """Return the mean part centres (6, 2) of the training faces, the fallback layout in stage 1's weights."""
+def _usual_face(faces: Sequence[Face], rule: str) -> tuple[np.ndarray, float]:
+    """Return the mean part centres (6, 2) and the mean longer side in pixels of the training faces.
+
+    They are kept in the weights of stage 1, to place parts that are not found.
+    """
     size = NETWORKS["stage1"].size
     centres = [part_centres(face.labels(), rule) for face in faces]
     boxes = [Letterbox.of(face.pixels.shape[0], face.pixels.shape[1], size) for face in faces]
-    return mean_layout(centres, boxes, size)
+    return mean_layout(centres, boxes, size), float(np.mean([max(face.pixels.shape[:2]) for face in faces]))
 
 
 _LOSSES_A_READ = 16  # steps between two reads of the losses

@@ -128,15 +128,9 @@ def accumulation(outputs: int, segments: int):
                             place = d_start + o * d_channel + (r * d_quads + q) * lane_count
                             real = counts[task, 2] - (r * n_quads + q) * (lane_count // TILE)
                             transform_gradient(
-                                segments,
-                                plane,
-                                y_row,
-                                pointer(y_places, run),
-                                y_channel,
-                                real,
-                                pointer(own, place),
-                                d_step,
-                            )
+                                segments, plane, y_row, pointer(y_places, run), y_channel, real,
+                                pointer(own, place), d_step,
+                            )  # fmt: skip
                             for lane in range(1, lane_count, TILE):  # frequencies (1, 1): the sum of a tile
                                 sums[chunk, o] += own[place + 2 * d_step + lane]
                 for pair in range(PAIRS):
