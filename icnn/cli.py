@@ -235,7 +235,7 @@ class _Compilations(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.started = 0.0
+        self.started = self.ended = 0.0
         self.pending = self.count = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -245,9 +245,12 @@ class _Compilations(logging.Handler):
         if not self.started:
             self.started = time.perf_counter()
             print("compiling kernels, only at their first use", file=sys.stderr, flush=True)
-        done = record.getMessage().startswith("compiled")
-        self.count += done
-        self.pending += -1 if done else 1
+        if record.getMessage().startswith("compiled"):
+            self.count += 1
+            self.pending = max(0, self.pending - 1)  # some may have begun before
+            self.ended = time.perf_counter()
+        else:
+            self.pending += 1
 
 
 #: Those that listen.
@@ -269,7 +272,7 @@ def compilation_announced() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         if handler.count:
-            seconds = time.perf_counter() - handler.started
+            seconds = handler.ended - handler.started
             print(f"compiled {handler.count} kernels in {seconds:.0f} s", file=sys.stderr)
 
 

@@ -87,6 +87,16 @@ def draw_labels(
     return labels, rows, columns
 
 
+def prepare_loops() -> None:
+    """Begin to compile the loops that parsing needs, where they are missing, so that other work goes on meanwhile."""
+    values, inside, ids = np.zeros((1, 1, 3), np.float32), np.zeros((1, 1), np.bool_), np.zeros((1, 1), np.uint8)
+    matrix, counts = np.zeros((2, 3)), np.zeros((1, 1), np.int64)
+    _WARP.bind(values, inside, ids[..., None], matrix, 1)
+    _NORMALISE.bind(values, values, inside)
+    _DRAW.bind(values[0, 0], ids, counts, counts, values, ids, matrix, 1)
+    _AGREE.bind(ids, ids)
+
+
 def _samples(matrix: np.ndarray) -> int:
     """Return the samples of an output pixel along each axis: the source pixels that fall into it, rounded."""
     return max(1, round(shrinkage(matrix)))

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     face = numbers_of(options.face) if options.face is not None else None
     comm = join()
     count = sum(1 for _ in list_inputs(options.inputs, options.out))
-    with Signals() as signals, limited_pixels(options.megapixels * 1_000_000):
+    with Signals() as signals, limited_pixels(options.megapixels * 1_000_000), compilation_announced():
         parser = FaceParser(options.weights, options.backend, options.threads or comm.threads)
         make_folder(options.out)
         work = _Work(parser, face, options.detect, options.parts, options.out)
@@ -194,8 +194,7 @@ class _Work:
     def _parse(self, chunk: Sequence[_Read]) -> Iterator[tuple[_Read, list[FacePrediction]]]:
         photographs = [read.photograph for read in chunk]
         boxes = [read.boxes for read in chunk] if self._face else None
-        with compilation_announced():
-            results = self._parser.predict(photographs, boxes, self._detect)
+        results = self._parser.predict(photographs, boxes, self._detect)
         for read, faces in zip(chunk, results, strict=True):
             if not faces:
                 print(f"icnn.parse: {read.item.source}: no face found", file=sys.stderr)

@@ -16,7 +16,7 @@ from PIL import Image
 from icnn.data.face_box import CROP_SIZE, SHORTEST, TYPICAL_LENGTH, Box
 from icnn.data.images import as_photograph
 from icnn.data.pyramid import Pyramid
-from icnn.data.resample import begin_ahead
+from icnn.data.resample import begin_ahead, prepare_loops
 from icnn.errors import InputError
 from icnn.model.face_maps import FaceMaps
 from icnn.model.finder import FACE_LENGTH
@@ -77,6 +77,7 @@ class FaceParser:
     ):
         self._backend, _ = choose_backend(backend)
         self._pipeline = load_pipeline(Path(weights), self._backend, batch, threads)
+        prepare_loops()
         self._finder: Finder | None = None  # made when a face is looked for
 
     def parse(
