@@ -1,8 +1,7 @@
 """Pyramid of a photograph: the levels from which face crops are cut.
 
-Level k is the photograph reduced 2**k times by area averages, made from level k - 1. A crop is cut from the level next
-above its own scale, so each of its pixels is the mean of few samples however large the face is. A JPEG file is decoded
-no larger than needed.
+Level k is the photograph reduced 2**k times by area averages. A crop is cut from the level next above its own scale, so
+each of its pixels is the mean of few samples however large the face is. A JPEG file is decoded no larger than needed.
 """
 
 import math
@@ -19,6 +18,7 @@ from icnn.data.resample import warp
 #: Pixels of the shorter side at which a JPEG file is decoded at first: enough for a face that takes a quarter of it.
 _FIRST = 560
 _MOST = 16  # levels above the photograph itself
+_STRIP = 256  # rows that are reduced at a time
 
 
 class Pyramid:
@@ -65,10 +65,17 @@ class Pyramid:
             pixels, self._largest, _ = read_reduced(self._path, min(self.shape) // factor)
             self._levels[self._largest] = pixels
         if factor not in self._levels:
-            self._levels[factor] = np.array(Image.fromarray(self._level(factor // 2)).reduce(2))
+            self._levels[factor] = _averages(self._levels[self._largest], factor // self._largest)
         return self._levels[factor]
 
     def crop(self, matrix: np.ndarray, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Resample a part of the photograph; as `icnn.data.resample.warp`, with `matrix` from crop to photograph."""
         factor = 2 ** min(math.floor(math.log2(max(shrinkage(matrix), 1)) + 1e-9), _MOST)
         return warp(self.reduced(factor), to_reduced(matrix, factor), size)
+
+
+def _averages(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Reduce (H, W, 3) uint8 by area averages, strip by strip: an image of Pillow takes more memory than its array."""
+    rows = factor * -(-_STRIP // factor)
+    strips = (Image.fromarray(pixels[top : top + rows]).reduce(factor) for top in range(0, len(pixels), rows))
+    return np.concatenate([np.asarray(strip) for strip in strips])

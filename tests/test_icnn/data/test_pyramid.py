@@ -104,3 +104,10 @@ def test_drawn_labels_are_the_largest_of_resampled_probabilities(length, roll):
         np.testing.assert_array_equal(rows[part], (labels == part).sum(1))
         np.testing.assert_array_equal(columns[part], (labels == part).sum(0))
     assert labels.any()
+
+
+@pytest.mark.parametrize("shape", [(1000, 70), (513, 30), (1, 1), (255, 31)])
+@pytest.mark.parametrize("factor", [2, 8, 64])
+def test_strips_do_not_show_in_a_reduced_copy(rng, shape, factor):
+    pixels = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(Pyramid(pixels).reduced(factor), np.asarray(Image.fromarray(pixels).reduce(factor)))

@@ -217,10 +217,8 @@ def test_a_million_photographs_are_not_in_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.walk", walk)
     everything = most_memory(lambda items: len(list(items)))
-    least = min(
-        most_memory(lambda items: sum(1 for _ in items)) for _ in range(3)
-    )  # threads of other tests may still end
-    assert least < everything / 20
+    # some tries: threads of other tests may still end, and kernels be compiled
+    assert any(most_memory(lambda items: sum(1 for _ in items)) < everything / 20 for _ in range(10))
 
 
 def test_each_process_has_its_own_photographs_whatever_comes_and_goes(tmp_path):
