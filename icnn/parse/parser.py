@@ -77,7 +77,6 @@ class FaceParser:
     ):
         self._backend, _ = choose_backend(backend)
         self._pipeline = load_pipeline(Path(weights), self._backend, batch, threads)
-        prepare_loops()
         self._finder: Finder | None = None  # made when a face is looked for
 
     def parse(
@@ -214,6 +213,7 @@ class FaceParser:
     def _propose(self, photograph: Pyramid, detect: bool) -> list[Candidate]:
         """Propose boxes with the finder: of all faces, or of the most prominent ones."""
         if self._finder is None:
+            prepare_loops()
             self._finder = Finder(self._pipeline.threads, self._backend)
         longer, shorter = max(photograph.shape), min(photograph.shape)
         smallest = (

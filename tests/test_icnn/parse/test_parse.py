@@ -304,6 +304,16 @@ def test_a_folder_that_cannot_be_made_is_a_line(tmp_path):
     refused(*PARSE, source, "--out", tmp_path / "file" / "out", words="try another --out")
 
 
+def test_a_mistake_is_a_line_also_where_no_kernel_is_compiled_yet(tmp_path):
+    """Compilation, which the command announces, begins when there is a photograph to parse."""
+    source = photograph(tmp_path / "one.png")
+    (tmp_path / "file").touch()
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "icnn.parse", source, "--backend", "numba", "--out", tmp_path / "file"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     for name in ("a", "b"):
         photograph(tmp_path / "in" / f"{name}.png")
