@@ -93,7 +93,7 @@ class FaceParser:
             the photograph's most prominent face is looked for: a large one, near the middle.
         detect : bool
             Look for all faces instead, at any angle, from 36 pixels and a sixtieth of the longer side on; in a
-            panorama from a 52nd of the root of its area on.
+            panorama from a 52nd of the square root of its area.
 
         Raises
         ------
